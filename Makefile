@@ -58,8 +58,8 @@ $(READY): pyproject.toml
 		echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || { echo "creating $(VENV)"; "$(PYTHON)" -m venv --clear "$(VENV)"; }
 	@"$(BIN)/python" -c 'import torch' 2>/dev/null || { \
-		echo "Expect a download of about @TORCH_CPU@ MB for torch where the index gives a CPU build"; \
-		echo "(about 3 GB for the CUDA build that Linux gets by default), and about @REST@ MB for the rest."; \
+		echo "Expect a download of about 175 MB, and torch besides: about 190 MB where the index has a CPU"; \
+		echo "build (1.6 GB on disk in all), several GB for the CUDA build that Linux gets from PyPI."; \
 		echo "Your own index or wheels: make $(MAKECMDGOALS) PIP_FLAGS='--index-url URL'"; }
 	$(PIP) "$(TORCH)"
 	$(PIP) -e '.[dev]'
