@@ -1,0 +1,76 @@
+"""What every kernel file offers, and the words that its functions share.
+
+Contract of `attend`. q [B,Hq,Q,D], k, v [B,Hkv,N,D] -> out [B,Hq,Q,D], stats [B,Hkv,P,N].
+
+    Query head h reads KV head h // G, with G = Hq / Hkv.
+    Key n is visible to query i of its row iff 0 <= key_positions[n] <= query_positions[i] and,
+    in a sliding-window layer, key_positions[n] > query_positions[i] - horizon. A query at
+    position -1 is a pad: it sees nothing, its output is finite and means nothing.
+    Logits are scale * q.k, soft-capped as cap * tanh(logit / cap); `sinks` [Hq] are logits of a
+    key without a value that only takes mass (gpt_oss). The softmax runs in float32.
+    stats holds one plane per name in `planes`, in that order, float32, over the queries i:
+        mass      sum of query_weights[b,i] * sum over the group of p        (H2O, RCE)
+        max       maximum over i with query_weights > 0 of the group mean of p
+        newest    the group mean of p of the query at the greatest position  (TOVA)
+        last      sum over the last queries of the group mean of p           (SnapKV)
+        last_sq   sum over the last queries of the group mean of p**2        (CAKE)
+    where "last" are the queries with last_weights[b,i] = 1. Pad queries weigh 0 in all planes.
+    The callee never holds a Q x N matrix for more than a block of queries and changes no input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["PLANES", "AttendSpec", "Kernel"]
+
+PLANES = ("mass", "max", "newest", "last", "last_sq")
+
+
+@dataclass(frozen=True)
+class AttendSpec:
+    """What a layer's attention always does: resolved once, when the cache is bound."""
+
+    scale: float
+    planes: tuple[str, ...] = ("mass",)
+    horizon: int | None = None
+    softcap: float | None = None
+
+
+class Kernel(Protocol):
+    """A module with these three functions; see the contract above."""
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_positions: Tensor,
+        query_positions: Tensor,
+        query_weights: Tensor,
+        *,
+        spec: AttendSpec,
+        last_weights: Tensor | None = None,
+        sinks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend over N candidates; key_positions [B,Hkv,N], the query tensors [B,Q]."""
+        ...
+
+    def write_slots(self, store: Tensor, slots: Tensor, rows: Tensor, valid: Tensor | None) -> None:
+        """Overwrite one slot per head in place. store [B,Hkv,C,*], slots [B,Hkv], rows [B,Hkv,*].
+
+        Rows whose valid [B] is False write nothing.
+        """
+        ...
+
+    def select_victims(self, ranks: Tensor) -> Tensor:
+        """Return the slot of the least rank, ties to the lowest index. [B,Hkv,C] -> [B,Hkv]."""
+        ...
+
+
+MASKED = torch.finfo(torch.float32).min
+"""Logit of an invisible key: finite, so that a pad query (no visible key) yields no NaN."""
