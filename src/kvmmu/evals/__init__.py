@@ -1,0 +1,1 @@
+"""Tasks that show what a constant-size KV cache keeps and what it loses."""
