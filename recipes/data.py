@@ -1,0 +1,187 @@
+"""Training text and the mix of tasks; held-out text and held-out keys never enter it."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizer import END
+from tokenizers import Tokenizer
+
+from kvmmu.evals.filler import Filler, encode_filler
+from kvmmu.evals.hotset import hot_set
+from kvmmu.evals.keys import key_words
+from kvmmu.evals.retrieval import Task, late_query, passkey, question_seen, variable_tracking
+
+BOOKS = ("moby_dick", "pride_and_prejudice", "war_and_peace", "tiny_shakespeare")
+HELD_OUT = ("frankenstein", "wikitext2_test", "wikitext2_valid")
+CODE_CHARS = 1_500_000
+SPAN = 50
+
+
+def read_text(path: Path) -> str:
+    """Read one xz-compressed UTF-8 text."""
+    return lzma.open(path, "rt", encoding="utf-8").read()
+
+
+def training_texts(directory: Path) -> dict[str, str]:
+    """Read every training text by name: books, GSM8K train, the standard library's sources."""
+    texts = {name: read_text(directory / f"{name}.txt.xz") for name in BOOKS}
+    rows = read_text(directory.parent / "tasks" / "gsm8k_train.jsonl.xz").splitlines()
+    problems = [json.loads(row) for row in rows]
+    texts["gsm8k_train"] = "\n\n".join(f"{p['question']}\n{p['answer']}" for p in problems)
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    code = "\n\n".join(p.read_text(encoding="utf-8", errors="ignore") for p in sources)
+    texts["standard_library"] = code[:CODE_CHARS]
+    return texts
+
+
+def check_held_out(
+    texts: dict[str, str], held_out: dict[str, str], encode: Callable[[str], list[int]]
+) -> None:
+    """Raise ValueError, with both names, if texts hold a 50-token span of a held-out text.
+
+    White space is collapsed first, so that different line breaks do not hide a copy.
+    """
+    forbidden = {name: _span_hashes(text, encode) for name, text in held_out.items()}
+    for name, text in texts.items():
+        spans = _span_hashes(text, encode)
+        for held_name, held_spans in forbidden.items():
+            if np.isin(held_spans, spans).any():
+                raise ValueError(
+                    f"training text {name} must not hold {SPAN} tokens in a row of {held_name}"
+                )
+
+
+def _span_hashes(text: str, encode: Callable[[str], list[int]]) -> NDArray[np.uint64]:
+    ids = encode_filler(" ".join(text.split()), encode).ids.astype(np.uint64)
+    factors = np.random.default_rng(0).integers(1, 2**63, size=SPAN, dtype=np.uint64) | np.uint64(1)
+    num = max(0, ids.size - SPAN + 1)
+    hashes = np.zeros(num, dtype=np.uint64)
+    for i, factor in enumerate(factors):
+        hashes += ids[i : i + num] * factor  # wraps modulo 2**64
+    return np.unique(hashes)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sequence: ids [T] and, for each, the weight of its prediction."""
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    kind: str
+    answers: tuple[tuple[int, int], ...] = ()  # [first, stop) of each answer in ids
+
+    def count_exact(self, is_right: NDArray[np.bool_]) -> tuple[int, int]:
+        """Count exact answers and answers; is_right [T-1] tells which next tokens were found."""
+        exact = sum(bool(is_right[a - 1 : b - 1].all()) for a, b in self.answers)
+        return exact, len(self.answers)
+
+
+class Mix:
+    """Draw training sequences; the sequence of step n depends on the seed and n alone."""
+
+    TEXT_WEIGHT = 0.25
+    FILLER_WEIGHT = 0.1
+
+    def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, *, seed: int) -> None:
+        self.seed = seed
+        self._cache: dict[str, list[int]] = {}
+        self._tokenizer = tokenizer
+        end = self.encode(END)
+        fillers = {n: encode_filler(t, self._raw_encode) for n, t in texts.items()}
+        self.fillers = [f for f in fillers.values() if len(f) > 0]
+        self.weights = np.array([len(f) for f in self.fillers], dtype=np.float64) ** 0.7
+        self.weights /= self.weights.sum()
+        self.end = end
+        held = set(key_words("held_out"))
+        vocab = {token[1:] for token in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]{3,}", token)}
+        self.keys = key_words("train")
+        self.wide_keys = tuple(sorted((vocab | set(self.keys)) - held))
+
+    def _raw_encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a short text, remembered."""
+        if len(self._cache) > 200_000:
+            self._cache.clear()
+        if text not in self._cache:
+            self._cache[text] = self._raw_encode(text)
+        return self._cache[text]
+
+    def sample(self, step: int, row: int, num_tokens: int, *, is_tracking: bool) -> Sample:
+        """Draw one sequence of num_tokens tokens."""
+        rng = np.random.default_rng((self.seed, step, row))
+        filler = self.fillers[int(rng.choice(len(self.fillers), p=self.weights))]
+        kind = _draw_kind(rng, is_tracking=is_tracking)
+        if kind == "text":
+            ids, _ = filler.take(num_tokens, rng=rng)
+            weights = np.full(num_tokens, self.TEXT_WEIGHT / num_tokens, dtype=np.float32)
+            return Sample(np.asarray(ids, dtype=np.int64), weights, kind)
+        keys = self.keys if rng.random() < 0.5 else self.wide_keys
+        return self._weigh(_draw_task(kind, filler, self, num_tokens, keys, rng))
+
+    def _weigh(self, task: Task) -> Sample:
+        ids, starts = task.stream()
+        is_answer = np.zeros(len(ids), dtype=np.bool_)
+        answers = tuple(
+            (start, start + len(query.answer_ids))
+            for start, query in zip(starts, task.queries, strict=True)
+        )
+        for start, stop in answers:
+            is_answer[start:stop] = True
+        num = int(is_answer.sum())
+        rest = self.FILLER_WEIGHT / (len(ids) - num)
+        weights = np.where(is_answer, 1.0 / num, rest).astype(np.float32)
+        return Sample(np.asarray(ids, dtype=np.int64), weights, task.name, answers)
+
+
+_KINDS = ("late", "seen", "hot", "passkey", "tracking", "text")
+
+
+def _draw_kind(rng: np.random.Generator, *, is_tracking: bool) -> str:
+    shares = np.array([0.38, 0.08, 0.19, 0.05, 0.08 * is_tracking, 0.22])
+    return _KINDS[int(rng.choice(len(_KINDS), p=shares / shares.sum()))]
+
+
+def _draw_task(
+    kind: str,
+    filler: Filler,
+    mix: Mix,
+    num_tokens: int,
+    keys: tuple[str, ...],
+    rng: np.random.Generator,
+) -> Task:
+    most = max(2, num_tokens // 24)
+    num_records = int(rng.integers(max(1, most // 6), most + 1))
+    num_records = min(num_records, len(keys), 96)
+    if kind == "seen":
+        return question_seen(
+            filler, mix.encode, num_tokens=num_tokens, keys=keys, rng=rng,
+            num_records=num_records, is_first=bool(rng.random() < 0.5),
+        )  # fmt: skip
+    if kind == "hot":
+        return hot_set(
+            filler, mix.encode, num_tokens=num_tokens, keys=keys, rng=rng,
+            num_records=min(num_records, max(2, num_tokens // 32)),
+            num_queries=max(2, num_tokens // 24), exponent=float(rng.uniform(0.0, 1.2)),
+        )  # fmt: skip
+    if kind == "passkey" and num_tokens >= 64:
+        return passkey(filler, mix.encode, num_tokens=num_tokens, rng=rng)
+    if kind == "tracking":
+        return variable_tracking(
+            filler, mix.encode, num_tokens=num_tokens, keys=keys, rng=rng,
+            num_records=min(num_records, num_tokens // 32), num_queries=num_records,
+        )  # fmt: skip
+    return late_query(
+        filler, mix.encode, num_tokens=num_tokens, keys=keys, rng=rng,
+        num_records=num_records, num_queries=num_records,
+    )  # fmt: skip

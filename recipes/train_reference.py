@@ -1,0 +1,228 @@
+"""Train a reference model: python recipes/train_reference.py --size 1m --text DIR --out DIR.
+
+DIR of --text holds the xz-compressed books; its sibling `tasks` holds GSM8K. --resume goes on from
+the checkpoint in --out, with another --tokens if wished: the last part of the budget decays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from curriculum import Curriculum
+from data import HELD_OUT, Mix, Sample, check_held_out, read_text, training_texts
+from export import export_model
+from init import initialise
+from model import Llama, ModelConfig
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from scoring import Validation
+from store import load_checkpoint, save_checkpoint
+from tokenizer import save_tokenizer, train_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on besides the text."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 1
+    num_tokens: int = 24_000_000
+    tokens_per_step: int = 2048
+    max_length: int = 2048
+    matrix_rate: float = 0.01
+    vector_rate: float = 1e-3
+    decay_share: float = 0.3
+    warmup_steps: int = 30
+
+
+RECIPES = {
+    "1m": Recipe(),
+    "4m": Recipe(
+        model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
+        num_tokens=120_000_000,
+        tokens_per_step=8192,
+        max_length=8192,
+    ),
+}
+
+
+def make_optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Give matrices to Muon, embeddings and norms to AdamW."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate_factor(step: int, num_seen: int, recipe: Recipe) -> float:
+    """Warm up by steps, hold, then fall linearly to 2 % by tokens."""
+    left = (recipe.num_tokens - num_seen) / (recipe.decay_share * recipe.num_tokens)
+    return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
+
+
+def batch_loss(model: Llama, samples: list[Sample]) -> tuple[Tensor, list[tuple[str, int, int]]]:
+    """Return the weighted loss of a batch and (kind, exact answers, answers) of each row."""
+    ids = torch.from_numpy(np.stack([s.ids for s in samples]))  # [B,T]
+    weights = torch.from_numpy(np.stack([s.weights for s in samples]))[:, 1:].reshape(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model(ids[:, :-1])
+        logits = model.logits(hidden.flatten(0, 1))  # [B*(T-1),V]
+    targets = ids[:, 1:].reshape(-1)
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    with torch.no_grad():
+        right = (logits.argmax(-1) == targets).view(len(samples), -1).numpy()
+    return (losses * weights).sum() / len(samples), [
+        (s.kind, *s.count_exact(row)) for s, row in zip(samples, right, strict=True)
+    ]
+
+
+class Run:
+    """One training run and all its state."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
+        self.recipe = recipe
+        self.model = Llama(recipe.model)
+        initialise(self.model, seed=recipe.seed)
+        self.optimizers = make_optimizers(self.model, recipe)
+        self.mix = Mix(texts, tokenizer, seed=recipe.seed)
+        self.curriculum = Curriculum(max_length=recipe.max_length)
+        self.step = self.num_seen = 0
+        self.seconds = 0.0
+
+    def progress(self) -> dict[str, Any]:
+        """Describe what a resumed run must know besides tensors."""
+        return {
+            "step": self.step,
+            "num_seen": self.num_seen,
+            "seconds": self.seconds,
+            "curriculum": asdict(self.curriculum),
+        }
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take up the state that progress() described."""
+        self.step, self.num_seen = progress["step"], progress["num_seen"]
+        self.seconds = progress["seconds"]
+        max_length = self.recipe.max_length
+        self.curriculum = Curriculum(**{**progress["curriculum"], "max_length": max_length})
+
+    def train_step(self) -> dict[str, Any]:
+        """Draw a batch, learn from it, and describe it."""
+        begin = time.monotonic()
+        length = self.curriculum.draw_length(self.recipe.seed, self.step)
+        rows = max(1, self.recipe.tokens_per_step // length)
+        is_tracking = self.curriculum.length >= 512
+        samples = [
+            self.mix.sample(self.step, row, length, is_tracking=is_tracking) for row in range(rows)
+        ]
+        factor = rate_factor(self.step, self.num_seen, self.recipe)
+        for optimizer, rate in zip(
+            self.optimizers, (self.recipe.matrix_rate, self.recipe.vector_rate), strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        loss, counts = batch_loss(self.model, samples)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.curriculum.observe(length, counts)
+        self.step += 1
+        self.num_seen += rows * length
+        self.seconds += time.monotonic() - begin
+        return {"loss": loss.item(), "length": length, "rate": factor, "counts": counts}
+
+
+def train(run: Run, validation: Validation, out: Path, tokenizer: Tokenizer) -> None:
+    """Run to the end of the token budget; log, validate, checkpoint on the way."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    saved = time.monotonic()
+    with (out / "log.jsonl").open("a") as log, Progress(*columns) as bar:
+        task = bar.add_task("train", total=run.recipe.num_tokens, completed=run.num_seen)
+        window: list[dict[str, Any]] = []
+        while run.num_seen < run.recipe.num_tokens:
+            window.append(run.train_step())
+            bar.update(task, completed=run.num_seen)
+            if run.step % 100 == 0:
+                entry = summarise(run, window)
+                window = []
+                if run.step % 1000 == 0:
+                    entry["validation"] = validation.score(run.model, run.curriculum.length)
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+            if time.monotonic() - saved > 120 or run.num_seen >= run.recipe.num_tokens:
+                save_checkpoint(out, run.model, run.optimizers, run.progress())
+                export_model(run.model, tokenizer, out / "export")
+                saved = time.monotonic()
+
+
+def summarise(run: Run, window: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average a window of steps for the log."""
+    exact: dict[str, list[int]] = {}
+    length = max(entry["length"] for entry in window)
+    for entry in window:
+        for kind, right, total in entry["counts"]:
+            if total and entry["length"] == length:
+                sums = exact.setdefault(kind, [0, 0])
+                sums[0] += right
+                sums[1] += total
+    return {
+        "step": run.step,
+        "tokens": run.num_seen,
+        "seconds": round(run.seconds, 1),
+        "curriculum": run.curriculum.length,
+        "rate": round(window[-1]["rate"], 4),
+        "loss": round(float(np.mean([entry["loss"] for entry in window])), 4),
+        "length": length,
+        "exact": {kind: [round(a / b, 3), b] for kind, (a, b) in sorted(exact.items())},
+    }
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=sorted(RECIPES), default="1m")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, help="token budget instead of the recipe's")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    changes = {"num_tokens": args.tokens, "seed": args.seed, "max_length": args.max_length}
+    recipe = RECIPES[args.size]
+    recipe = Recipe(**{**vars(recipe), **{k: v for k, v in changes.items() if v is not None}})
+    args.out.mkdir(parents=True, exist_ok=True)
+    texts = training_texts(args.text)
+    tokenizer_path = args.out / "tokenizer.json"
+    if not tokenizer_path.exists():
+        tokenizer = train_tokenizer(list(texts.values()), vocab_size=recipe.model.vocab_size)
+        save_tokenizer(tokenizer, args.out, max_length=recipe.model.max_positions)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    held_out = {name: read_text(args.text / f"{name}.txt.xz") for name in HELD_OUT}
+    check_held_out(texts, held_out, lambda text: tokenizer.encode(text).ids)
+    run = Run(recipe, tokenizer, texts)
+    validation = Validation(held_out["wikitext2_valid"], tokenizer)
+    if args.resume:
+        run.restore(load_checkpoint(args.out, run.model, run.optimizers))
+    train(run, validation, args.out, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
