@@ -38,4 +38,3 @@ BUDGETS: Registry[Budget] = Registry(
     "kvmmu.budgets",
     group="kvmmu.budgets",
 )
-

@@ -61,7 +61,11 @@ class Codec(ABC):
 
     @abstractmethod
     def make(
-        self, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device,
+        self,
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
         kernel: Kernel,
     ) -> Store:
         """Return an empty store for rows [B,Hkv,C,D]."""
@@ -77,4 +81,3 @@ CODECS: Registry[Codec] = Registry(
     "kvmmu.codecs",
     group="kvmmu.codecs",
 )
-

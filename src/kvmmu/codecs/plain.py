@@ -47,7 +47,11 @@ class Plain(Codec):
     """Store rows as they came."""
 
     def make(
-        self, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device,
+        self,
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
         kernel: Kernel,
     ) -> Store:
         """Return an empty store for rows [B,Hkv,C,D]."""

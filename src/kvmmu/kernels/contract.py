@@ -20,6 +20,7 @@ Contract of `attend`. q [B,Hq,Q,D], k, v [B,Hkv,N,D] -> out [B,Hq,Q,D], stats [B
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,10 +42,10 @@ class AttendSpec:
     softcap: float | None = None
 
 
-class Kernel(Protocol):
-    """A module with these three functions; see the contract above."""
+class Attend(Protocol):
+    """Attend over N candidates; see the module's contract."""
 
-    def attend(
+    def __call__(
         self,
         q: Tensor,
         k: Tensor,
@@ -57,19 +58,24 @@ class Kernel(Protocol):
         last_weights: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attend over N candidates; key_positions [B,Hkv,N], the query tensors [B,Q]."""
+        """Take key_positions [B,Hkv,N] and query tensors [B,Q]; q, k, v as in the contract."""
         ...
 
-    def write_slots(self, store: Tensor, slots: Tensor, rows: Tensor, valid: Tensor | None) -> None:
-        """Overwrite one slot per head in place. store [B,Hkv,C,*], slots [B,Hkv], rows [B,Hkv,*].
 
-        Rows whose valid [B] is False write nothing.
-        """
-        ...
+@dataclass(frozen=True)
+class Kernel:
+    """The three functions of one kernel file.
 
-    def select_victims(self, ranks: Tensor) -> Tensor:
-        """Return the slot of the least rank, ties to the lowest index. [B,Hkv,C] -> [B,Hkv]."""
-        ...
+    write_slots(store, slots, rows, valid) overwrites one slot per head in place: store
+        [B,Hkv,C,*], slots [B,Hkv], rows [B,Hkv,*]; rows whose valid [B] is False write nothing.
+    select_victims(ranks) names the slot of the least rank, ties to the lowest index:
+        [B,Hkv,C] -> [B,Hkv].
+    """
+
+    name: str
+    attend: Attend
+    write_slots: Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
+    select_victims: Callable[[Tensor], Tensor]
 
 
 MASKED = torch.finfo(torch.float32).min

@@ -41,7 +41,9 @@ def attend(
     stats: Tensor | None = None
     for start in range(0, Q, block):
         rows = slice(start, min(start + block, Q))
-        p = _probabilities(q[:, :, :, rows], k, key_positions, query_positions[:, rows], spec, sinks)
+        p = _probabilities(
+            q[:, :, :, rows], k, key_positions, query_positions[:, rows], spec, sinks
+        )
         n = p.shape[3]
         outs.append((p.to(v.dtype).view(B, Hkv, G * n, N) @ v).view(B, Hkv, G, n, -1))
         last = None if last_weights is None else last_weights[:, rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
 
 from kvmmu.kernels.contract import Kernel
 from kvmmu.registry import unknown_name
@@ -27,4 +26,5 @@ def resolve(name: str | None = None) -> Kernel:
         name = "cpu"
     if name not in _KERNELS:
         raise ValueError(unknown_name("kernel", name, available()))
-    return cast(Kernel, importlib.import_module(f"kvmmu.kernels.{name}"))
+    module = importlib.import_module(f"kvmmu.kernels.{name}")
+    return Kernel(name, module.attend, module.write_slots, module.select_victims)

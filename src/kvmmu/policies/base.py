@@ -20,7 +20,7 @@ Contract.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,16 @@ from torch import Tensor
 
 from kvmmu.registry import Registry
 
-__all__ = ["NEEDS", "POLICIES", "Policy", "Seen", "SlotView", "StateSpec"]
+__all__ = [
+    "NEEDS",
+    "POLICIES",
+    "Policy",
+    "Seen",
+    "SlotView",
+    "StateSpec",
+    "list_policies",
+    "register",
+]
 
 NEEDS = ("mass", "max", "newest", "last", "last_sq", "k", "v", "protected")
 """Planes of the kernel (see kernels/contract.py), the K and V held, the protection mask."""
@@ -147,3 +156,16 @@ POLICIES: Registry[Policy] = Registry(
     group="kvmmu.policies",
 )
 
+
+def list_policies() -> list[str]:
+    """List the names of the registered policies, third-party ones included."""
+    return POLICIES.names()
+
+
+def register(name: str) -> Callable[[type[Policy]], type[Policy]]:
+    """Return a class decorator that registers your own Policy under `name`.
+
+    A package may instead name it in its entry points, group "kvmmu.policies". Raises ValueError
+    if the name is taken or not lower case with underscores.
+    """
+    return POLICIES.register(name)

@@ -68,8 +68,16 @@ class KVMMU:
     """Hold exactly C slots per row and KV head of one layer, in place, for ever."""
 
     def __init__(
-        self, spec: LayerSpec, policy: Policy, codec: Codec, kernel: Kernel, *, batch: int,
-        dtype: torch.dtype, device: torch.device, rotary: Rotary | None = None,
+        self,
+        spec: LayerSpec,
+        policy: Policy,
+        codec: Codec,
+        kernel: Kernel,
+        *,
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rotary: Rotary | None = None,
     ) -> None:
         shape = (batch, spec.num_kv_heads, spec.num_slots, spec.head_dim)
         self.spec = spec
@@ -87,8 +95,16 @@ class KVMMU:
         self._planes = tuple(name for name in PLANES if name in self._needs)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, *, scale: float,
-        softcap: float | None = None, sinks: Tensor | None = None, start: int = 0,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        start: int = 0,
         index: Tensor | None = None,
     ) -> Tensor:
         """Take Q new tokens in and attend; see the contract above. index [B,Q]: RoPE places."""
@@ -130,8 +146,14 @@ class KVMMU:
             a = b
 
     def _decode(
-        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, attend: AttendSpec,
-        sinks: Tensor | None, index: Tensor | None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None,
+        attend: AttendSpec,
+        sinks: Tensor | None,
+        index: Tensor | None,
     ) -> Tensor:
         """Replace one victim by one token, then attend over C slots. q [B,Hq,1,D]."""
         table, spec = self.table, self.spec
@@ -152,8 +174,15 @@ class KVMMU:
         q, keys = self._turned(q, self.keys.read(), table.positions, index, num_new=1)
         weights = torch.ones_like(at, dtype=torch.float32) if valid is None else valid.float()
         out, stats = self.kernel.attend(
-            q, keys, self.values.read(), table.positions, at, weights,
-            spec=attend, last_weights=weights, sinks=sinks,
+            q,
+            keys,
+            self.values.read(),
+            table.positions,
+            at,
+            weights,
+            spec=attend,
+            last_weights=weights,
+            sinks=sinks,
         )
         counts = weights.int()[:, :, None]  # [B,1,1]
         seen = self._seen(stats, counts, counts, 1)
@@ -166,8 +195,14 @@ class KVMMU:
         return out
 
     def _chunk(
-        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, attend: AttendSpec,
-        sinks: Tensor | None, index: Tensor | None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None,
+        attend: AttendSpec,
+        sinks: Tensor | None,
+        index: Tensor | None,
     ) -> Tensor:
         """Attend over C live and T new tokens, then keep the best C. q [B,Hq,T,D]."""
         table, spec = self.table, self.spec
@@ -184,8 +219,15 @@ class KVMMU:
         weights = self.policy.query_decay ** (count - order).float() * is_real
         is_last = is_real & (order > count - self.policy.num_last)
         out, stats = self.kernel.attend(
-            q, turned, values, positions, at, weights,
-            spec=attend, last_weights=is_last.float(), sinks=sinks,
+            q,
+            turned,
+            values,
+            positions,
+            at,
+            weights,
+            spec=attend,
+            last_weights=is_last.float(),
+            sinks=sinks,
         )
         self._note_workspace(turned, values, q)
         table.num_seen.add_(count[:, 0])
@@ -258,8 +300,13 @@ class KVMMU:
         return self.rotary(q, turn), self.rotary(keys, ranks)
 
     def _view(
-        self, positions: Tensor, scores: Tensor, num_seen: Tensor, state: Mapping[str, Tensor],
-        keys: Callable[[], Tensor], values: Callable[[], Tensor] | None = None,
+        self,
+        positions: Tensor,
+        scores: Tensor,
+        num_seen: Tensor,
+        state: Mapping[str, Tensor],
+        keys: Callable[[], Tensor],
+        values: Callable[[], Tensor] | None = None,
     ) -> SlotView:
         """Show a policy what it needs, and nothing else."""
         spec = self.spec
@@ -269,10 +316,16 @@ class KVMMU:
                 positions, num_seen - 1, num_sinks=spec.num_sinks, window=spec.window
             )
         return SlotView(
-            positions, scores, num_seen, spec.layer_idx, spec.num_layers, spec.granularity,
+            positions,
+            scores,
+            num_seen,
+            spec.layer_idx,
+            spec.num_layers,
+            spec.granularity,
             k=keys() if "k" in self._needs else None,
             v=(values or self.values.read)() if "v" in self._needs else None,
-            protected=is_protected, state=state,
+            protected=is_protected,
+            state=state,
         )
 
     def _seen(self, stats: Tensor, num_queries: Tensor, num_last: Tensor, Q: int) -> Seen:
@@ -310,7 +363,11 @@ def _select_sorted(policy: Policy, view: SlotView, seen: Seen) -> Tensor:
     planes = {name: plane.gather(2, order) for name, plane in seen.planes.items()}
     positions, scores = view.positions.gather(2, order), view.scores.gather(2, order)
     sorted_view = replace(
-        view, positions=positions, scores=scores, k=by_position(view.k), v=by_position(view.v),
+        view,
+        positions=positions,
+        scores=scores,
+        k=by_position(view.k),
+        v=by_position(view.v),
         protected=by_position(view.protected),
     )
     priority = policy.select(sorted_view, replace(seen, planes=planes))

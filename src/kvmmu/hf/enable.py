@@ -1,0 +1,225 @@
+"""kvmmu.enabled(model): let a model attend through the KV-MMU of a SlotCache.
+
+Only public doors of transformers are used: AttentionInterface, AttentionMaskInterface,
+set_attn_implementation, and forward hooks on the decoder. Nothing is patched; on exit the hooks
+are gone and the model has its old attention back. Inside, a model that runs with any other
+cache, or none, attends by its original function.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvmmu.errors import IntegrityError, UnsupportedModelError
+from kvmmu.hf.cache import SlotCache
+from kvmmu.hf.forward import finish, prepare
+from kvmmu.hf.handoff import Forward, current, set_current
+from kvmmu.hf.support import decoder_of, describe
+
+__all__ = ["enabled"]
+
+_ORIGINALS = ("sdpa", "eager")
+_HARMLESS = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "is_first_iteration",
+        "output_router_logits",
+    }
+)
+"""Arguments that reach an attention function and do not change what it computes."""
+
+
+class enabled:
+    """Let `model` use a SlotCache within a with statement; several may be open at once.
+
+    Raises UnsupportedModelError if the model cannot be done exactly.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        describe(model)
+        self._model = model
+        self._original = ""
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> PreTrainedModel:
+        """Enable the model and return it."""
+        self._original = self._model.config._attn_implementation
+        if self._original.startswith("kvmmu_"):
+            return self._model  # nested: the outer one restores the model
+        if self._original not in _ORIGINALS:
+            raise UnsupportedModelError(
+                f"attn_implementation must be one of {', '.join(map(repr, _ORIGINALS))}, "
+                f"got {self._original!r}; call model.set_attn_implementation('sdpa') first"
+            )
+        name = f"kvmmu_{self._original}"
+        AttentionInterface.register(name, _attention_over(self._original))
+        AttentionMaskInterface.register(name, _mask_over(self._original))
+        self._model.set_attn_implementation(name)
+        decoder = decoder_of(self._model)
+        names = list(inspect.signature(decoder.forward).parameters)
+
+        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            call = dict(zip(names, args, strict=False)) | kwargs
+            cache = call.get("past_key_values")
+            if not isinstance(cache, SlotCache):
+                set_current(None)
+                return None
+            set_current(prepare(self._model, cache, call))
+            return (), call
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            forward = current()
+            if forward is not None:
+                set_current(None)
+                finish(forward)
+
+        self._handles = [
+            decoder.register_forward_pre_hook(before, with_kwargs=True),
+            decoder.register_forward_hook(after),
+        ]
+        return self._model
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the model its attention back."""
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        set_current(None)
+        self._model.set_attn_implementation(self._original)
+
+
+def _attention_over(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Make the attention function that serves SlotCaches and leaves the rest to `original`."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        forward = current()
+        if forward is None:
+            function = _original_function(original, module)
+            return function(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
+            )
+        _check_handoff(forward, module, query, key, value, dropout)
+        mmu = forward.cache.mmus[forward.layer_idx]
+        rules = _rules(kwargs, mmu.spec.horizon, module)
+        out = mmu.forward(
+            query,
+            key,
+            value,
+            forward.valid,
+            start=forward.start,
+            index=forward.index,
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            **rules,
+        )
+        return out.transpose(1, 2).contiguous(), None  # [B,Q,Hq,D]
+
+    return attention
+
+
+def _check_handoff(
+    forward: Forward, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float
+) -> None:
+    """Verify that keys and values are those that this very layer has just handed over."""
+    layer_idx = getattr(module, "layer_idx", forward.layer_idx)
+    is_own = key is forward.keys and value is forward.values and layer_idx == forward.layer_idx
+    forward.keys = forward.values = None
+    if not is_own:
+        raise IntegrityError(
+            f"layer {layer_idx} must attend to the keys that it has just given its cache, got "
+            f"others ({type(module).__name__} changes them, or shares them between layers)"
+        )
+    shape = forward.cache.shape
+    assert shape is not None
+    want = (forward.cache.batch, shape.num_kv_heads, forward.num_new, shape.head_dim)
+    for name, tensor in (("keys", key), ("values", value)):
+        if tuple(tensor.shape) != want or tensor.dtype != shape.dtype:
+            raise UnsupportedModelError(
+                f"{name} of layer {layer_idx} must be {list(want)} in {shape.dtype}, got "
+                f"{list(tensor.shape)} in {tensor.dtype}"
+            )
+    if dropout:
+        raise UnsupportedModelError(f"dropout must be 0, got {dropout}; call model.eval()")
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        raise UnsupportedModelError(
+            "gradients cannot flow through a SlotCache; run the model under torch.no_grad()"
+        )
+
+
+def _rules(kwargs: dict[str, Any], horizon: int | None, module: nn.Module) -> dict[str, Any]:
+    """Read a layer's attention arguments. Raises UnsupportedModelError for an unknown one."""
+    window = kwargs.pop("sliding_window", None)
+    if window != horizon:
+        raise UnsupportedModelError(
+            f"sliding_window of layer {getattr(module, 'layer_idx', '?')} must be what the "
+            f"configuration says ({horizon}), got {window}"
+        )
+    rules = {"softcap": kwargs.pop("softcap", None), "sinks": kwargs.pop("s_aux", None)}
+    if kwargs.pop("is_causal", None) is False:
+        raise UnsupportedModelError("is_causal must not be False, got False")
+    unknown = sorted(k for k, v in kwargs.items() if v is not None and k not in _HARMLESS)
+    if unknown:
+        raise UnsupportedModelError(
+            f"attention argument {', '.join(map(repr, unknown))} of {type(module).__name__} is "
+            "not known to kvmmu, and what is not known is not ignored"
+        )
+    return rules
+
+
+def _original_function(original: str, module: nn.Module) -> Callable[..., Any]:
+    """Return the attention function that the model had; "eager" lives beside the model."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
+    return function
+
+
+def _mask_over(original: str) -> Callable[..., Tensor | None]:
+    """Make the mask function: none is needed for a SlotCache, `original` serves the rest."""
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        if current() is not None:
+            return None  # the hook has read the padding; slots know their own validity
+        made: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
+        return made
+
+    return mask

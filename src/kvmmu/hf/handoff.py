@@ -1,0 +1,50 @@
+"""The one place where a forward in flight is known: per thread, set and cleared by `enabled`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from kvmmu.hf.cache import SlotCache
+
+__all__ = ["Forward", "current", "set_current"]
+
+
+@dataclass
+class Forward:
+    """One forward of one model with one SlotCache, from the hook before it to the hook after.
+
+    valid bool [B,Q] marks real new tokens, None when all are; start is the column of the first
+    new token, counted from the cache's first; index int [B,Q] are RoPE places (in_cache only).
+    `keys`, `values` and `layer_idx` are what a layer's `update` left for the attention function.
+    """
+
+    cache: SlotCache
+    num_new: int
+    valid: Tensor | None = None
+    start: int = 0
+    index: Tensor | None = None
+    layer_idx: int = -1
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+class _Local(threading.local):
+    forward: Forward | None = None
+
+
+_LOCAL = _Local()
+
+
+def current() -> Forward | None:
+    """Return this thread's forward in flight, None outside."""
+    return _LOCAL.forward
+
+
+def set_current(forward: Forward | None) -> None:
+    """Enter or leave a forward."""
+    _LOCAL.forward = forward
