@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizer import END
 from tokenizers import Tokenizer
 
 from kvmmu.evals.filler import Filler, encode_filler
 from kvmmu.evals.hotset import hot_set
-from kvmmu.evals.keys import key_words
+from kvmmu.evals.keys import KEY_WORDS, key_words
 from kvmmu.evals.retrieval import Task, late_query, passkey, question_seen, variable_tracking
 
 BOOKS = ("moby_dick", "pride_and_prejudice", "war_and_peace", "tiny_shakespeare")
@@ -28,7 +27,7 @@ SPAN = 50
 
 def read_text(path: Path) -> str:
     """Read one xz-compressed UTF-8 text."""
-    return lzma.open(path, "rt", encoding="utf-8").read()
+    return lzma.decompress(path.read_bytes()).decode()
 
 
 def training_texts(directory: Path) -> dict[str, str]:
@@ -78,6 +77,7 @@ class Sample:
     weights: NDArray[np.float32]
     kind: str
     answers: tuple[tuple[int, int], ...] = ()  # [first, stop) of each answer in ids
+    key_ids: tuple[int, ...] = ()  # tokens whose embedding is to be disturbed in this sequence
 
     def count_exact(self, is_right: NDArray[np.bool_]) -> tuple[int, int]:
         """Count exact answers and answers; is_right [T-1] tells which next tokens were found."""
@@ -86,25 +86,43 @@ class Sample:
 
 
 class Mix:
-    """Draw training sequences; the sequence of step n depends on the seed and n alone."""
+    """Draw training sequences; the sequence of step n depends on the seed and n alone.
 
-    TEXT_WEIGHT = 0.25
+    Keys are the training key words or any rare token but the held-out key words; half of the
+    sequences name keys to disturb, so that the model compares names instead of knowing them.
+    """
+
+    ANSWER_WEIGHT = 1.0
+    TEXT_WEIGHT = 0.4
     FILLER_WEIGHT = 0.1
+    NUM_COMMON = 200  # the most common tokens are no keys
 
     def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, *, seed: int) -> None:
         self.seed = seed
         self._cache: dict[str, list[int]] = {}
         self._tokenizer = tokenizer
-        end = self.encode(END)
-        fillers = {n: encode_filler(t, self._raw_encode) for n, t in texts.items()}
-        self.fillers = [f for f in fillers.values() if len(f) > 0]
-        self.weights = np.array([len(f) for f in self.fillers], dtype=np.float64) ** 0.7
-        self.weights /= self.weights.sum()
-        self.end = end
-        held = set(key_words("held_out"))
-        vocab = {token[1:] for token in tokenizer.get_vocab() if re.fullmatch("Ġ[a-z]{3,}", token)}
+        self.fillers = [encode_filler(text, self._raw_encode) for text in texts.values()]
+        sizes = np.array([len(filler) for filler in self.fillers], dtype=np.float64) ** 0.7
+        self.shares = sizes / sizes.sum()
         self.keys = key_words("train")
-        self.wide_keys = tuple(sorted((vocab | set(self.keys)) - held))
+        self.wide_keys, self.donors = self._rare_tokens()
+
+    def _rare_tokens(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        counts = np.zeros(self._tokenizer.get_vocab_size(), dtype=np.int64)
+        for filler in self.fillers:
+            counts += np.bincount(filler.ids, minlength=counts.size)
+        common = set(np.argsort(-counts)[: self.NUM_COMMON].tolist())
+        held_out = set(key_words("held_out"))
+        vocab = self._tokenizer.get_vocab()
+        words = {token[1:] for token, i in vocab.items() if i not in common and _WORD.match(token)}
+        taken = {f"Ġ{word}" for word in words | set(KEY_WORDS)}
+        donors = [
+            i
+            for token, i in vocab.items()
+            if i not in common and token not in taken and re.search("[A-Za-z]{2}", token)
+        ]
+        keys = tuple(sorted((words | set(self.keys)) - held_out))
+        return keys, np.array(sorted(donors), dtype=np.int64)
 
     def _raw_encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
@@ -117,19 +135,21 @@ class Mix:
             self._cache[text] = self._raw_encode(text)
         return self._cache[text]
 
-    def sample(self, step: int, row: int, num_tokens: int, *, is_tracking: bool) -> Sample:
+    def sample(self, step: int, row: int, num_tokens: int) -> Sample:
         """Draw one sequence of num_tokens tokens."""
         rng = np.random.default_rng((self.seed, step, row))
-        filler = self.fillers[int(rng.choice(len(self.fillers), p=self.weights))]
-        kind = _draw_kind(rng, is_tracking=is_tracking)
+        filler = self.fillers[int(rng.choice(len(self.fillers), p=self.shares))]
+        kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
         if kind == "text":
             ids, _ = filler.take(num_tokens, rng=rng)
             weights = np.full(num_tokens, self.TEXT_WEIGHT / num_tokens, dtype=np.float32)
             return Sample(np.asarray(ids, dtype=np.int64), weights, kind)
         keys = self.keys if rng.random() < 0.5 else self.wide_keys
-        return self._weigh(_draw_task(kind, filler, self, num_tokens, keys, rng))
+        task = _draw_task(kind, filler, self, num_tokens, keys, rng)
+        is_disturbed = kind not in ("passkey", "tracking") and rng.random() < 0.6
+        return self._weigh(task, is_disturbed=is_disturbed)
 
-    def _weigh(self, task: Task) -> Sample:
+    def _weigh(self, task: Task, *, is_disturbed: bool) -> Sample:
         ids, starts = task.stream()
         is_answer = np.zeros(len(ids), dtype=np.bool_)
         answers = tuple(
@@ -138,18 +158,21 @@ class Mix:
         )
         for start, stop in answers:
             is_answer[start:stop] = True
-        num = int(is_answer.sum())
-        rest = self.FILLER_WEIGHT / (len(ids) - num)
-        weights = np.where(is_answer, 1.0 / num, rest).astype(np.float32)
-        return Sample(np.asarray(ids, dtype=np.int64), weights, task.name, answers)
+        key_ids = {self.encode(f" {key}")[0] for key in task.record_positions}
+        is_filler = ~is_answer & ~np.isin(ids, list(key_ids))  # no weight on guessing a key
+        weights = is_answer * (self.ANSWER_WEIGHT / int(is_answer.sum()))
+        weights += is_filler * (self.FILLER_WEIGHT / max(1, int(is_filler.sum())))
+        return Sample(
+            np.asarray(ids, dtype=np.int64),
+            weights.astype(np.float32),
+            task.name,
+            answers,
+            tuple(sorted(key_ids)) if is_disturbed else (),
+        )
 
 
-_KINDS = ("late", "seen", "hot", "passkey", "tracking", "text")
-
-
-def _draw_kind(rng: np.random.Generator, *, is_tracking: bool) -> str:
-    shares = np.array([0.38, 0.08, 0.19, 0.05, 0.08 * is_tracking, 0.22])
-    return _KINDS[int(rng.choice(len(_KINDS), p=shares / shares.sum()))]
+_WORD = re.compile("Ġ[a-z]{2,}$")
+SHARES = {"late": 0.38, "seen": 0.08, "hot": 0.19, "passkey": 0.05, "tracking": 0.08, "text": 0.22}
 
 
 def _draw_task(

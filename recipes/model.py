@@ -105,8 +105,8 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self._tables: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the final hidden states; ids [B,T] -> [B,T,d]."""
+    def forward(self, ids: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the final hidden states; ids [B,T], noise on embeddings [B,T,d] -> [B,T,d]."""
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         key = (ids.shape[1], dtype)
         if key not in self._tables:
@@ -114,6 +114,8 @@ class Llama(nn.Module):
             self._tables[key] = (cos.to(dtype), sin.to(dtype))
         cos, sin = self._tables[key]
         x = self.embed_tokens(ids)
+        if noise is not None:
+            x = x + noise
         for layer in self.layers:
             x = layer(x, cos, sin)
         return self.norm(x)

@@ -24,6 +24,7 @@ from data import HELD_OUT, Mix, Sample, check_held_out, read_text, training_text
 from export import export_model
 from init import initialise
 from model import Llama, ModelConfig
+from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scoring import Validation
 from store import load_checkpoint, save_checkpoint
@@ -43,9 +44,12 @@ class Recipe:
     max_length: int = 2048
     matrix_rate: float = 0.01
     vector_rate: float = 1e-3
+    epsilon: float = 1e-5
     decay_share: float = 0.3
-    warmup_steps: int = 30
+    warmup_steps: int = 150
 
+
+KEY_NOISE = 0.03  # beside embeddings of standard deviation 0.1
 
 RECIPES = {
     "1m": Recipe(),
@@ -64,7 +68,7 @@ def make_optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
         torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
-        torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.95), eps=recipe.epsilon),
     ]
 
 
@@ -74,12 +78,37 @@ def rate_factor(step: int, num_seen: int, recipe: Recipe) -> float:
     return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
 
 
-def batch_loss(model: Llama, samples: list[Sample]) -> tuple[Tensor, list[tuple[str, int, int]]]:
+@torch.no_grad()
+def key_noise(
+    model: Llama, samples: list[Sample], donors: NDArray[np.int64], *, rng: np.random.Generator
+) -> Tensor | None:
+    """Turn each disturbed key's embedding into a donor's, near enough; [B,T,d] or None.
+
+    A donor is a rare token that is never a key: what it learns, it learns from the text alone, as
+    a held-out key does.
+    """
+    if not any(sample.key_ids for sample in samples):
+        return None
+    table = model.embed_tokens.weight
+    noise = torch.zeros(len(samples), samples[0].ids.size - 1, table.shape[1])
+    for row, sample in zip(noise, samples, strict=True):
+        chosen = rng.choice(donors, size=len(sample.key_ids), replace=False)
+        vectors = table[chosen] - table[list(sample.key_ids)]
+        vectors += KEY_NOISE * torch.from_numpy(rng.standard_normal(vectors.shape, np.float32))
+        vectors[:, 0] = 0  # the constant channel
+        for key, vector in zip(sample.key_ids, vectors, strict=True):
+            row[torch.from_numpy(sample.ids[:-1] == key)] = vector
+    return noise
+
+
+def batch_loss(
+    model: Llama, samples: list[Sample], noise: Tensor | None
+) -> tuple[Tensor, list[tuple[str, int, int]]]:
     """Return the weighted loss of a batch and (kind, exact answers, answers) of each row."""
     ids = torch.from_numpy(np.stack([s.ids for s in samples]))  # [B,T]
     weights = torch.from_numpy(np.stack([s.weights for s in samples]))[:, 1:].reshape(-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(ids[:, :-1])
+        hidden = model(ids[:, :-1], noise)
         logits = model.logits(hidden.flatten(0, 1))  # [B*(T-1),V]
     targets = ids[:, 1:].reshape(-1)
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
@@ -124,17 +153,16 @@ class Run:
         begin = time.monotonic()
         length = self.curriculum.draw_length(self.recipe.seed, self.step)
         rows = max(1, self.recipe.tokens_per_step // length)
-        is_tracking = self.curriculum.length >= 512
-        samples = [
-            self.mix.sample(self.step, row, length, is_tracking=is_tracking) for row in range(rows)
-        ]
+        samples = [self.mix.sample(self.step, row, length) for row in range(rows)]
+        rng = np.random.default_rng((self.recipe.seed, self.step, 2_000_003))
+        noise = key_noise(self.model, samples, self.mix.donors, rng=rng)
         factor = rate_factor(self.step, self.num_seen, self.recipe)
         for optimizer, rate in zip(
             self.optimizers, (self.recipe.matrix_rate, self.recipe.vector_rate), strict=True
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        loss, counts = batch_loss(self.model, samples)
+        loss, counts = batch_loss(self.model, samples, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -160,7 +188,7 @@ def train(run: Run, validation: Validation, out: Path, tokenizer: Tokenizer) -> 
             if run.step % 100 == 0:
                 entry = summarise(run, window)
                 window = []
-                if run.step % 1000 == 0:
+                if run.step % 500 == 0:
                     entry["validation"] = validation.score(run.model, run.curriculum.length)
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
