@@ -23,8 +23,8 @@ def hot_set(
 ) -> Task:
     """Scatter records in the first third, then ask Zipf-distributed questions amid filler.
 
-    Question r of the records is drawn with weight r ** -exponent; defaults are a record and a
-    question in 32 tokens. Raises ValueError if the tokens, keys or records do not suffice.
+    The r-th hottest record is drawn with weight r ** -exponent; the defaults are a record in 48
+    tokens and a question in 32. Raises ValueError if the tokens, keys or records do not suffice.
     """
     num_records = num_records or max(2, num_tokens // 48)
     num_queries = num_queries or max(2, num_tokens // 32)
@@ -33,7 +33,8 @@ def hot_set(
     head = max(num_tokens // 3, sum(len(piece) for piece in pieces) + num_records)
     context, places = scatter(pieces, head, filler=filler, rng=rng)
     weights = np.arange(1, num_records + 1, dtype=np.float64) ** -exponent
-    asked = rng.choice(num_records, size=num_queries, p=weights / weights.sum()).tolist()
+    ranks = rng.permutation(num_records)  # a record's place in the text says nothing of its heat
+    asked = ranks[rng.choice(num_records, size=num_queries, p=weights / weights.sum())].tolist()
     stop = tuple(encode("."))
     turns = [stop * (n > 0) + records[i].prompt_ids for n, i in enumerate(asked)]
     num_asked = sum(len(turns[n]) + len(records[i].answer_ids) for n, i in enumerate(asked))

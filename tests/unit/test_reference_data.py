@@ -1,0 +1,228 @@
+"""The retrieval tasks and what a reference model may have seen: held-out keys, held-out text."""
+
+from __future__ import annotations
+
+import importlib.util
+import lzma
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from kvmmu.evals.filler import Filler, encode_filler
+from kvmmu.evals.hotset import hot_set
+from kvmmu.evals.keys import KEY_WORDS, key_words, split_of
+from kvmmu.evals.retrieval import (
+    Task,
+    late_query,
+    passkey,
+    question_seen,
+    variable_tracking,
+)
+
+REPO = Path(__file__).resolve().parents[2]
+MODEL = REPO / "src" / "kvmmu" / "models" / "kvmmu-ref-1m"
+BOOK = REPO / "src" / "kvmmu" / "data" / "frankenstein.txt.xz"
+TEXT = REPO.parent / "shared" / "data" / "text"
+KEYS = key_words("held_out")
+
+
+def encode(text: str) -> list[int]:
+    """One token a byte: no word is whole, so every cut shows."""
+    return list(text.encode())
+
+
+def read_book() -> str:
+    return lzma.decompress(BOOK.read_bytes()).decode()
+
+
+def decode(ids: list[int] | tuple[int, ...]) -> str:
+    return bytes(ids).decode()
+
+
+@pytest.fixture(scope="module")
+def filler() -> Filler:
+    return encode_filler(read_book()[:60_000], encode)
+
+
+Make = Callable[[Filler, np.random.Generator], Task]
+MAKERS: dict[str, Make] = {
+    "late_query": lambda f, rng: late_query(
+        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, num_queries=4
+    ),
+    "question_seen": lambda f, rng: question_seen(
+        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12
+    ),
+    "question_seen_first": lambda f, rng: question_seen(
+        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, is_first=True
+    ),
+    "hot_set": lambda f, rng: hot_set(
+        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=8, num_queries=20
+    ),
+    "passkey": lambda f, rng: passkey(f, encode, num_tokens=2048, rng=rng),
+    "variable_tracking": lambda f, rng: variable_tracking(
+        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, num_queries=4
+    ),
+}
+every_task = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+retrieval_task = pytest.mark.parametrize("name", ["late_query", "question_seen", "hot_set"])
+
+
+def test_key_splits_are_disjoint_and_cover_all_keys() -> None:
+    train, held_out = set(key_words("train")), set(KEYS)
+    assert not train & held_out
+    assert train | held_out == set(KEY_WORDS)
+    assert len(held_out) >= 64
+    assert len(set(KEY_WORDS)) == len(KEY_WORDS)
+
+
+def test_split_of_a_key_never_changes() -> None:
+    pinned = {"window": "train", "sword": "train", "bottle": "held_out", "cannon": "held_out"}
+    assert {word: split_of(word) for word in pinned} == pinned
+
+
+def test_unknown_split_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="split must be 'train' or 'held_out', got 'test'"):
+        key_words("test")  # type: ignore[arg-type]
+
+
+@every_task
+def test_stream_has_the_length_asked_for(
+    make: Make, filler: Filler, rng: np.random.Generator
+) -> None:
+    task = make(filler, rng)
+    assert len(task.stream()[0]) == task.num_tokens == 2048
+
+
+@every_task
+def test_same_seed_gives_the_same_task(make: Make, filler: Filler, seed: int) -> None:
+    first, second, other = (make(filler, np.random.default_rng(s)) for s in (seed, seed, seed + 1))
+    assert first == second
+    assert first != other
+
+
+@every_task
+def test_answers_stand_in_the_stream_where_said(
+    make: Make, filler: Filler, rng: np.random.Generator
+) -> None:
+    task = make(filler, rng)
+    ids, starts = task.stream()
+    for start, query in zip(starts, task.queries, strict=True):
+        assert tuple(ids[start : start + len(query.answer_ids)]) == query.answer_ids
+        assert tuple(ids[start - len(query.prompt_ids) : start]) == query.prompt_ids
+
+
+@retrieval_task
+def test_answer_is_recoverable_from_its_record(
+    name: str, filler: Filler, rng: np.random.Generator
+) -> None:
+    task = MAKERS[name](filler, rng)
+    for query in task.queries:
+        record = encode(f" {query.key}{decode(query.answer_ids)}.")
+        place = task.record_positions[query.key]
+        assert list(task.context_ids[place : place + len(record)]) == record
+
+
+def test_alias_leads_to_the_digits_by_way_of_its_key(
+    filler: Filler, rng: np.random.Generator
+) -> None:
+    task = MAKERS["variable_tracking"](filler, rng)
+    context = decode(task.context_ids)
+    for query in task.queries:
+        key, digits = decode(query.answer_ids).split()
+        assert f" {query.key} {key}." in context
+        assert f" {key} {digits}." in context
+
+
+def test_pass_key_stands_once_in_the_context(filler: Filler, rng: np.random.Generator) -> None:
+    task = MAKERS["passkey"](filler, rng)
+    digits = decode(task.queries[0].answer_ids)
+    assert len(digits) == 6  # a space and five digits
+    assert decode(task.context_ids).count(f" The pass key is{digits}.") == 1
+
+
+def test_late_question_is_not_in_the_context(filler: Filler, rng: np.random.Generator) -> None:
+    task = MAKERS["late_query"](filler, rng)
+    assert all(decode(q.prompt_ids) not in decode(task.context_ids) for q in task.queries)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_seen_question_is_in_the_context_and_asked_again(
+    is_first: bool, filler: Filler, rng: np.random.Generator
+) -> None:
+    task = MAKERS["question_seen_first" if is_first else "question_seen"](filler, rng)
+    question = task.queries[0].prompt_ids
+    where = slice(None, len(question)) if is_first else slice(-len(question), None)
+    assert task.context_ids[where] == question
+    assert not task.queries[0].lead_ids
+
+
+def test_filler_keeps_words_whole(filler: Filler, rng: np.random.Generator) -> None:
+    task = MAKERS["late_query"](filler, rng)
+    known = set(read_book()[:60_000].split())
+    known |= set(task.record_positions)
+    words = decode(task.context_ids).split()
+    strange = [word for word in words if word not in known and not word[:-1].isdigit()]
+    assert len(strange) <= 1  # the filler ends where its tokens end, perhaps inside a word
+
+
+def test_hot_set_asks_some_records_far_more_often(filler: Filler, rng: np.random.Generator) -> None:
+    task = hot_set(
+        filler, encode, num_tokens=8192, keys=KEYS, rng=rng, num_records=8, num_queries=200
+    )
+    asked = [query.key for query in task.queries]
+    counts = [asked.count(key) for key in task.record_positions]
+    assert max(counts) > 3 * min(counts)
+
+
+def test_too_many_records_are_refused_with_the_cure(
+    filler: Filler, rng: np.random.Generator
+) -> None:
+    with pytest.raises(ValueError, match="raise num_tokens or ask for fewer records"):
+        late_query(filler, encode, num_tokens=64, keys=KEYS, rng=rng, num_records=12)
+
+
+def test_shipped_book_is_the_whole_novel() -> None:
+    text = read_book()
+    assert 400_000 < len(text) < 450_000
+    assert "gutenberg" not in text.lower()
+
+
+@pytest.fixture
+def data() -> Iterator[ModuleType]:
+    """The recipe's data module, which lives outside the package."""
+    path = REPO / "recipes" / "data.py"
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec = importlib.util.spec_from_file_location("recipe_data", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["recipe_data"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(path.parent))
+        for name in ("recipe_data", "tokenizer"):
+            sys.modules.pop(name, None)
+
+
+def test_copied_span_is_found_by_name(data: ModuleType) -> None:
+    text = read_book()
+    clean = {"clean": "A line of its own. " * 100}
+    data.check_held_out(clean, {"frankenstein": text}, encode)
+    with pytest.raises(ValueError, match=r"text copy must not hold .* of frankenstein"):
+        data.check_held_out(
+            {"copy": text[20_000:20_100].replace("\n", " ")}, {"frankenstein": text}, encode
+        )
+
+
+@pytest.mark.skipif(not TEXT.is_dir(), reason="the training text is not shipped")
+def test_no_held_out_span_is_in_the_training_mix(data: ModuleType) -> None:
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    held_out = {name: data.read_text(TEXT / f"{name}.txt.xz") for name in data.HELD_OUT}
+    data.check_held_out(data.training_texts(TEXT), held_out, lambda t: tokenizer.encode(t).ids)
