@@ -11,7 +11,7 @@ from kvmmu.errors import CapacityError
 from kvmmu.hf.support import ModelShape
 from kvmmu.kernels import dispatch
 from kvmmu.policies.base import POLICIES, Policy
-from kvmmu.slots.mmu import LayerSpec
+from kvmmu.slots.spec import LayerSpec
 
 __all__ = ["CacheOptions", "Granularity", "Positions"]
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from kvmmu.errors import UnsupportedModelError
 from kvmmu.hf.support import decoder_of
-from kvmmu.slots.mmu import Rotary
+from kvmmu.slots.spec import Rotary
 
 __all__ = ["rotations"]
 

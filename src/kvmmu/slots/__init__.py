@@ -2,8 +2,12 @@
 
     table.py    which token each slot holds, its score, and the policy's state
     ranking.py  who is protected, who leaves first, where survivors of a chunk go
-    mmu.py      one layer's KV-MMU: a new token replaces a victim, a chunk keeps the best C
-    recorder.py what the KV-MMU did, collected without leaving the step
+    mmu.py      one layer's KV-MMU: its parts, and which path a call takes
+    decode.py   a new token replaces a victim
+    chunk.py    the best C of C + T stay
+    places.py   positions="in_cache": keys numbered by their rank among the held
+    spec.py     what a layer is told, and who may watch it
+    recorder.py what the KV-MMU did, collected in a ring and flushed outside the step
 
 Data walks so: q, k, v of new tokens enter `KVMMU.forward`; the policy ranks, `ranking` adds the
 rules that hold under every policy, the store is overwritten in place, the kernel attends over

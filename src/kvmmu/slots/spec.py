@@ -1,0 +1,70 @@
+"""What one layer's KV-MMU is told: once at binding, at each call, and who may watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from kvmmu.codecs.base import Rows
+from kvmmu.kernels.contract import AttendSpec
+from kvmmu.policies.base import Seen
+
+__all__ = ["Call", "LayerSpec", "Observer", "Rotary"]
+
+Rotary = Callable[[Tensor, Tensor], Tensor]
+"""Rotate x [B,H,N,D] by int index [B,H,N] positions; a negative index turns back."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer's shape and rules. `horizon` is the sliding window, None for full attention."""
+
+    layer_idx: int
+    num_layers: int
+    num_slots: int
+    num_kv_heads: int
+    group_size: int
+    head_dim: int
+    num_sinks: int
+    window: int
+    chunk_size: int
+    granularity: Literal["head", "layer"] = "head"
+    horizon: int | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's circumstances. valid bool [B,Q] or None = all; index int [B,Q] RoPE places.
+
+    sinks [Hq] are the model's learned sink logits, not the KV-MMU's sink tokens.
+    """
+
+    attend: AttendSpec
+    valid: Tensor | None = None
+    sinks: Tensor | None = None
+    index: Tensor | None = None
+
+    def cut(self, a: int, b: int) -> Call:
+        """Return the circumstances of new tokens [a, b)."""
+        valid = None if self.valid is None else self.valid[:, a:b]
+        index = None if self.index is None else self.index[:, a:b]
+        return replace(self, valid=valid, index=index)
+
+
+class Observer(Protocol):
+    """What wants to know of every replacement; it must not change what it is shown."""
+
+    def decode(
+        self, layer_idx: int, slots: Tensor, evicted: Tensor, valid: Tensor | None, seen: Seen
+    ) -> None:
+        """See a decode: slots, evicted positions [B,Hkv] (-1 = was empty), valid [B] or None."""
+        ...
+
+    def chunk(
+        self, layer_idx: int, at: Rows, evicted: Tensor, came: Tensor, valid: Tensor, seen: Seen
+    ) -> None:
+        """See a chunk: R writes `at`, positions that left and came [R], valid bool [B,T]."""
+        ...
