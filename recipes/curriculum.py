@@ -11,7 +11,7 @@ import numpy as np
 class Curriculum:
     """Advance when exact match over a window passes the bar, or after a stall."""
 
-    max_length: int = 2048
+    max_length: int = 4096
     length: int = 128
     stage_steps: int = 0
     bar: float = 0.9
@@ -22,8 +22,11 @@ class Curriculum:
     def draw_length(self, seed: int, step: int) -> int:
         """Draw the length of one step: mostly the present one, else a shorter power of two."""
         rng = np.random.default_rng((seed, step, 1_000_003))
-        if self.length == 128 or rng.random() < self.long_share:
+        chance = rng.random()
+        if self.length == 128 or chance < self.long_share / 2:
             return self.length
+        if chance < self.long_share:  # at last, half of the long ones are shorter
+            return self.length // 2 if self.length == self.max_length else self.length
         shorter = [64 << i for i in range(12) if 64 << i < self.length]
         weights = np.sqrt(np.asarray(shorter, dtype=np.float64))
         return int(rng.choice(shorter, p=weights / weights.sum()))

@@ -24,6 +24,7 @@ from data import HELD_OUT, Mix, Sample, check_held_out, read_text, training_text
 from export import export_model
 from init import initialise
 from model import Llama, ModelConfig
+from muon import Muon
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scoring import Validation
@@ -41,10 +42,10 @@ class Recipe:
     seed: int = 1
     num_tokens: int = 24_000_000
     tokens_per_step: int = 2048
-    max_length: int = 2048
+    max_length: int = 4096
     matrix_rate: float = 0.01
     vector_rate: float = 1e-3
-    epsilon: float = 1e-5
+    epsilon: float = 3e-5
     decay_share: float = 0.3
     warmup_steps: int = 150
 
@@ -67,7 +68,7 @@ def make_optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
+        Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.95), eps=recipe.epsilon),
     ]
 
@@ -107,15 +108,17 @@ def batch_loss(
     """Return the weighted loss of a batch and (kind, exact answers, answers) of each row."""
     ids = torch.from_numpy(np.stack([s.ids for s in samples]))  # [B,T]
     weights = torch.from_numpy(np.stack([s.weights for s in samples]))[:, 1:].reshape(-1)
+    places = weights.nonzero().squeeze(1)  # [N], the predictions that count
+    targets = ids[:, 1:].reshape(-1)[places]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model(ids[:, :-1], noise)
-        logits = model.logits(hidden.flatten(0, 1))  # [B*(T-1),V]
-    targets = ids[:, 1:].reshape(-1)
+        logits = model.logits(hidden.flatten(0, 1)[places])  # [N,V]
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    with torch.no_grad():
-        right = (logits.argmax(-1) == targets).view(len(samples), -1).numpy()
-    return (losses * weights).sum() / len(samples), [
-        (s.kind, *s.count_exact(row)) for s, row in zip(samples, right, strict=True)
+    right = torch.zeros(weights.shape, dtype=torch.bool)
+    right[places] = logits.argmax(-1) == targets
+    rows = right.view(len(samples), -1).numpy()
+    return (losses * weights[places]).sum() / len(samples), [
+        (s.kind, *s.count_exact(row)) for s, row in zip(samples, rows, strict=True)
     ]
 
 
