@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -20,6 +21,7 @@ from kvmmu.hf.support import ModelShape, describe
 from kvmmu.kernels import dispatch
 from kvmmu.policies.base import Policy
 from kvmmu.slots.mmu import KVMMU
+from kvmmu.slots.recorder import Recorder
 
 __all__ = ["SlotCache"]
 
@@ -33,7 +35,7 @@ class SlotLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, cache: SlotCache, layer_idx: int, mmu: KVMMU) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self._cache = cache
         self._layer_idx = layer_idx
@@ -120,6 +122,7 @@ class SlotCache(Cache):
         self.rows: dict[str, Tensor] = {}
         self.eos_ids: Tensor | None = None
         self.pad_id: int | None = None
+        self.recorder: Recorder | None = None
         self._scratch: dict[tuple[Any, ...], Tensor] = {}
 
     @classmethod
@@ -166,7 +169,7 @@ class SlotCache(Cache):
     @property
     def mmus(self) -> list[KVMMU]:
         """The KV-MMU of each layer, first layer first."""
-        return [layer.mmu for layer in self.layers]
+        return [layer.mmu for layer in self.layers if isinstance(layer, SlotLayer)]
 
     @property
     def is_bound(self) -> bool:
@@ -261,6 +264,11 @@ class SlotCache(Cache):
 
     def _allocate(self, batch: int) -> None:
         """Make every layer's KV-MMU for `batch` rows, as ordinary (not inference) tensors."""
+        if self.recorder is not None:
+            raise IntegrityError(
+                f"the batch must stay {self.batch} while a trace is recorded, got {batch}; give "
+                "SlotCache.for_model the batch_size"
+            )
         shape = self._bound()
         options, kernel = self.options, dispatch.resolve(self.options.kernel)
         with torch.inference_mode(mode=False):
@@ -366,6 +374,8 @@ class SlotCache(Cache):
 
     def reset(self) -> None:
         """Forget every token, in place: positions, scores, state, row counters."""
+        if self.recorder is not None:
+            self.recorder.lanes("reset")
         for mmu in self.mmus:
             mmu.clear()
         self.columns.zero_()
@@ -375,6 +385,8 @@ class SlotCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take row beam_idx[b] as row b: K, V, positions, scores and state. beam_idx [B]."""
+        if self.recorder is not None:
+            self.recorder.lanes("reorder", sources=beam_idx)
         for tensor in self._row_tensors():
             key = (tuple(tensor.shape), tensor.dtype)
             if key not in self._scratch:
@@ -416,6 +428,20 @@ class SlotCache(Cache):
         }
         rows = {f"rows.{name}": tensor for name, tensor in self.rows.items()}
         return layers | rows | {"columns": self.columns}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlotCache:
+        """Copy the storage and the state; a recording goes on with the original alone."""
+        twin = SlotCache.__new__(SlotCache)
+        memo[id(self)] = twin
+        recorder, observers = self.recorder, [mmu.observer for mmu in self.mmus]
+        self.recorder = None
+        for mmu in self.mmus:
+            mmu.observer = None
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        self.recorder = recorder
+        for mmu, observer in zip(self.mmus, observers, strict=True):
+            mmu.observer = observer
+        return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cache to a safetensors file."""

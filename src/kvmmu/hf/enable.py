@@ -128,8 +128,8 @@ def _attention_over(original: str) -> Callable[..., tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         forward = current()
         if forward is None:
-            function = _original_function(original, module)
-            return function(
+            attend = _original_function(original, module)
+            made: tuple[Tensor, Tensor | None] = attend(
                 module,
                 query,
                 key,
@@ -139,6 +139,7 @@ def _attention_over(original: str) -> Callable[..., tuple[Tensor, Tensor | None]
                 scaling=scaling,
                 **kwargs,
             )
+            return made
         _check_handoff(forward, module, query, key, value, dropout)
         mmu = forward.cache.mmus[forward.layer_idx]
         rules = _rules(kwargs, mmu.spec.horizon, module)
@@ -208,9 +209,8 @@ def _rules(kwargs: dict[str, Any], horizon: int | None, module: nn.Module) -> di
 
 def _original_function(original: str, module: nn.Module) -> Callable[..., Any]:
     """Return the attention function that the model had; "eager" lives beside the model."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
-    return function
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
 
 
 def _mask_over(original: str) -> Callable[..., Tensor | None]:

@@ -47,8 +47,9 @@ def prepare(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any]) -> F
     start = int(cache.columns) if Q > 1 else 0
     forward = Forward(cache, Q, valid, start)
     if cache.options.positions == "in_cache":
-        forward.index = _cache_places(cache, valid, start, B, Q)
-        call["position_ids"] = forward.index
+        forward.index = call["position_ids"] = _cache_places(cache, valid, start, B, Q)
+        if is_checked:
+            _check_length(cache, int(forward.index.max()) + 1)
     return forward
 
 
@@ -57,6 +58,8 @@ def finish(forward: Forward) -> None:
     cache = forward.cache
     cache.columns.add_(forward.num_new)
     cache.is_in_forward = False
+    if cache.recorder is not None:
+        cache.recorder.after_forward()
 
 
 def _check_use(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any], batch: int) -> None:
@@ -178,14 +181,15 @@ def _check_positions(
                 + ("" if Q == 1 else f" (and so on to {int(want[-1])}, got {int(got[-1])})")
                 + "; leave position_ids out, or give them from the cache's start"
             )
-    _check_length(cache, int((logical + offset[:, None]).max()) + 1)
+    if cache.options.positions == "original":
+        _check_length(cache, int((logical + offset[:, None]).max()) + 1)
 
 
 def _check_length(cache: SlotCache, length: int) -> None:
     """Raise CapacityError past the model's trained length."""
     assert cache.shape is not None
     limit = cache.shape.max_positions
-    if limit is None or length <= limit or cache.options.positions == "in_cache":
+    if limit is None or length <= limit:
         return
     if cache.options.allow_extrapolation and cache.shape.is_rotary:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
+from kvmmu.hf.record import record
 from kvmmu.hf.support import describe
 from kvmmu.policies.base import Policy
 
@@ -78,7 +80,7 @@ def load(
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     path = model_path(name)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = model.to(device).eval()
     if num_slots is not None:
@@ -129,32 +131,33 @@ class LM:
         *,
         max_new_tokens: int = 100,
         streamer: BaseStreamer | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **sampling: Any,
     ) -> str:
         """Continue a prompt; returns the new text. Greedy unless `sampling` says otherwise.
 
-        `sampling` goes to transformers' generate(). Raises ValueError for an empty prompt.
+        `trace` names a file for the KV-MMU's events; `sampling` goes to transformers' generate().
+        Raises ValueError for an empty prompt, or a trace of a full cache.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        inputs = self.encode(prompt)
+        inputs: dict[str, Any] = dict(self.encode(prompt))
         length = inputs["input_ids"].shape[1]
         self.cache = self.make_cache(length + max_new_tokens)
-        options: dict[str, Any] = {"do_sample": False} | sampling
-        if self.cache is None:
-            ids = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, streamer=streamer, **options
-            )
-        else:
-            with enabled(self.model):
-                ids = self.model.generate(
-                    **inputs,
-                    max_new_tokens=max_new_tokens,
-                    streamer=streamer,
-                    past_key_values=self.cache,
-                    prefill_chunk_size=self.cache.prefill_chunk_size,
-                    **options,
-                )
+        if trace is not None and self.cache is None:
+            raise ValueError("a trace needs a SlotCache; give num_slots or compression")
+        options: dict[str, Any] = {"do_sample": False} | sampling | inputs
+        options |= {"max_new_tokens": max_new_tokens, "streamer": streamer}
+        model: Any = self.model
+        with ExitStack() as stack:
+            if self.cache is not None:
+                stack.enter_context(enabled(self.model))
+                options["past_key_values"] = self.cache
+                options["prefill_chunk_size"] = self.cache.prefill_chunk_size
+                if trace is not None:
+                    name = Path(str(self.model.name_or_path)).name or None
+                    stack.enter_context(record(self.cache, trace, model_name=name))
+            ids = model.generate(**options)
         text: str = self.tokenizer.decode(ids[0, length:], skip_special_tokens=True)
         return text
 

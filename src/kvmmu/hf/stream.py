@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
@@ -23,7 +24,7 @@ class _Until(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Return one flag per row. input_ids [B,S] -> bool [B]."""
-        return input_ids.new_full((len(input_ids),), self._event.is_set(), dtype=bool)
+        return input_ids.new_full((len(input_ids),), self._event.is_set(), dtype=torch.bool)
 
 
 def pieces(lm: LM, prompt: str, *, max_new_tokens: int, **sampling: Any) -> Iterator[str]:
