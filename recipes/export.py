@@ -59,5 +59,6 @@ def export_model(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
     save_tokenizer(tokenizer, fresh, max_length=model.config.max_positions)
     directory.mkdir(parents=True, exist_ok=True)
     for path in fresh.iterdir():
+        path.chmod(0o644)
         os.replace(path, directory / path.name)
     fresh.rmdir()

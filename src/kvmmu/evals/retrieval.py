@@ -1,7 +1,18 @@
 """Retrieval tasks: records of three digits scattered in real text, and questions about them.
 
-Text of a record: " KEY 123." and of a question: " ? KEY", answered by " 123". The word KEY and the
-digits are the only link; nothing else in the text tells them apart from the filler.
+The stream of each task, as text (tokens are cut at the same places):
+
+    record             " KEY 123."                   KEY is one word, 123 any three digits
+    question, answer   " ? KEY"  ->  " 123"          a "." follows when another question does
+    late_query         text and records, then questions
+    question_seen      text and records and a question, then the same question again, answered
+    hot_set            text and records, then text with questions in it (module hotset)
+    variable_tracking  " ALIAS KEY." and " KEY 123."; " ? ALIAS" -> " KEY 123"
+    passkey            " The pass key is 12345.";
+                       " What is the pass key? The pass key is" -> " 12345"
+
+The model must be fed a question token by token after the context: were it part of the prefill, the
+first answer token would come from attention to all of it.
 """
 
 from __future__ import annotations
@@ -134,6 +145,10 @@ def default_num_records(num_tokens: int) -> int:
     return max(2, num_tokens // 64)
 
 
+def _num_fed(queries: tuple[Query, ...]) -> int:
+    return sum(len(q.lead_ids) + len(q.prompt_ids) + len(q.answer_ids) for q in queries)
+
+
 def late_query(
     filler: Filler,
     encode: Encode,
@@ -158,9 +173,8 @@ def late_query(
         Query(records[i].key, stop if n else (), records[i].prompt_ids, records[i].answer_ids)
         for n, i in enumerate(order)
     )
-    tail = sum(len(q.lead_ids) + len(q.prompt_ids) + len(q.answer_ids) for q in queries)
     pieces = [record.record_ids for record in records]
-    context, places = scatter(pieces, num_tokens - tail, filler=filler, rng=rng)
+    context, places = scatter(pieces, num_tokens - _num_fed(queries), filler=filler, rng=rng)
     positions = {record.key: place for record, place in zip(records, places, strict=True)}
     return Task("late_query", tuple(context), queries, positions)
 
@@ -255,7 +269,8 @@ def variable_tracking(
         )
         for n, i in enumerate(rng.permutation(num_pairs)[:num_queries].tolist())
     )
-    tail = sum(len(q.lead_ids) + len(q.prompt_ids) + len(q.answer_ids) for q in queries)
-    context, places = scatter([pieces[i] for i in order], num_tokens - tail, filler=filler, rng=rng)
+    context, places = scatter(
+        [pieces[i] for i in order], num_tokens - _num_fed(queries), filler=filler, rng=rng
+    )
     positions = {names[i]: place for i, place in zip(order, places, strict=True)}
     return Task("variable_tracking", tuple(context), queries, positions)
