@@ -105,13 +105,14 @@ class SnapKV(Policy):
 
     def select(self, view: SlotView, seen: Seen) -> Tensor:
         """Rank a prompt by its last queries' pooled attention. -> [B,Hkv,N]."""
+        is_voter = view.positions >= view.num_seen - seen.num_last
         votes = seen.planes["last"] / seen.num_last.clamp(min=1)  # [B,Hkv,N]
+        votes = torch.where(is_voter, 0, votes)  # as the paper: pooled without the window's own
         pad = self.kernel_size // 2
         if self.pooling == "max":
             pooled = max_pool1d(votes, self.kernel_size, stride=1, padding=pad)
         else:
             pooled = avg_pool1d(votes, self.kernel_size, stride=1, padding=pad)
-        is_voter = view.positions >= view.num_seen - seen.num_last
         return torch.where(is_voter, 2.0, pooled)  # a mean of probabilities is at most 1
 
     def params(self) -> dict[str, Any]:
