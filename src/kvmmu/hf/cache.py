@@ -288,6 +288,7 @@ class SlotCache(Cache):
             self.columns = torch.zeros((), dtype=torch.int64, device=shape.device)
             self.rows = {
                 "num_attended": torch.zeros(batch, dtype=torch.int64, device=shape.device),
+                "num_skipped": torch.zeros(batch, dtype=torch.int64, device=shape.device),
                 "offset": torch.zeros(batch, dtype=torch.int64, device=shape.device),
                 "was_eos": torch.zeros(batch, dtype=torch.bool, device=shape.device),
                 "is_finished": torch.zeros(batch, dtype=torch.bool, device=shape.device),

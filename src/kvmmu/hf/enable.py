@@ -87,13 +87,13 @@ class enabled:
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             forward = current()
-            if forward is not None:
-                set_current(None)
+            set_current(None)  # after a failure too, where there is no output
+            if forward is not None and output is not None:
                 finish(forward)
 
         self._handles = [
             decoder.register_forward_pre_hook(before, with_kwargs=True),
-            decoder.register_forward_hook(after),
+            decoder.register_forward_hook(after, always_call=True),
         ]
         return self._model
 
@@ -143,6 +143,7 @@ def _attention_over(original: str) -> Callable[..., tuple[Tensor, Tensor | None]
         _check_handoff(forward, module, query, key, value, dropout)
         mmu = forward.cache.mmus[forward.layer_idx]
         rules = _rules(kwargs, mmu.spec.horizon, module)
+        forward.cache.is_in_forward = True  # from here on, a failure leaves layers out of step
         out = mmu.forward(
             query,
             key,

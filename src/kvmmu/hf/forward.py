@@ -23,6 +23,9 @@ from kvmmu.hf.handoff import Forward
 
 __all__ = ["finish", "prepare"]
 
+_COUNTS_MASK = frozenset({"opt"})
+"""Decoders that, given no position_ids, count the real tokens of the mask instead of columns."""
+
 
 def prepare(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any]) -> Forward:
     """Check a decoder call against its cache and settle which new tokens are real.
@@ -36,16 +39,16 @@ def prepare(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any]) -> F
     is_checked = not torch.compiler.is_compiling()
     if is_checked:
         _check_use(model, cache, call, B)
-    valid = _validity(cache, call.get("attention_mask"), tokens, B, Q)
-    if valid is not None and is_checked:
-        _check_padding(cache, valid)
+        _check_mask(cache, call.get("attention_mask"), B, Q)
+    rows = dict(cache.rows)  # what they will be, if the forward runs to its end
+    valid = _validity(cache, call.get("attention_mask"), tokens, rows, Q)
+    start = int(cache.columns) if Q > 1 else 0
     if is_checked:
-        _check_positions(cache, call.get("position_ids"), valid, Q)
+        _check_padding(cache, valid, rows)
+        _check_positions(cache, call.get("position_ids"), valid, rows, Q)
         if valid is not None and bool(valid.all()):
             valid = None
-    cache.is_in_forward = True
-    start = int(cache.columns) if Q > 1 else 0
-    forward = Forward(cache, Q, valid, start)
+    forward = Forward(cache, Q, rows, valid, start)
     if cache.options.positions == "in_cache":
         forward.index = call["position_ids"] = _cache_places(cache, valid, start, B, Q)
         if is_checked:
@@ -57,6 +60,9 @@ def finish(forward: Forward) -> None:
     """Count the columns of a forward that ran to its end."""
     cache = forward.cache
     cache.columns.add_(forward.num_new)
+    for name, tensor in forward.rows.items():
+        if tensor is not cache.rows[name]:
+            cache.rows[name].copy_(tensor)
     cache.is_in_forward = False
     if cache.recorder is not None:
         cache.recorder.after_forward()
@@ -64,7 +70,7 @@ def finish(forward: Forward) -> None:
 
 def _check_use(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any], batch: int) -> None:
     """Bind the cache on first use; check model, batch, dtype, device and the last forward."""
-    if call.get("output_attentions"):
+    if call.get("output_attentions", getattr(model.config, "output_attentions", None)):
         raise UnsupportedModelError(
             "output_attentions must be off with a SlotCache, got True; attention weights of a "
             "whole context are never formed"
@@ -94,58 +100,61 @@ def _check_use(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any], b
             raise ValueError(f"{name} must stay {bound}, got {now}; make a new cache")
 
 
-def _validity(
-    cache: SlotCache, mask: Tensor | None, tokens: Tensor | None, B: int, Q: int
-) -> Tensor | None:
-    """Mark the real new tokens. mask [B,columns] -> bool [B,Q], None when the call has no mask."""
+def _check_mask(cache: SlotCache, mask: Tensor | None, B: int, Q: int) -> None:
+    """Raise ValueError if a mask has the wrong shape, or says something else of the past.
+
+    Padding is on the left only, so the number of real tokens tells their columns.
+    """
     if mask is None:
-        return None
+        return
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise ValueError(
             "attention_mask must be None or [batch, columns], got "
             f"{list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}"
         )
-    if not torch.compiler.is_compiling():
-        columns = int(cache.columns) + Q
-        if tuple(mask.shape) != (B, columns):
-            raise ValueError(
-                f"attention_mask must cover all columns so far, [{B}, {columns}], got "
-                f"{list(mask.shape)}"
-            )
-        _check_past(cache, mask, Q)
-    attended = mask[:, -Q:].bool()
-    cache.rows["num_attended"].add_(attended.sum(1))
-    if tokens is None or Q > 1 or B == 1:
-        return attended
-    return attended & ~_finished(cache, tokens[:, 0])[:, None]
-
-
-def _finished(cache: SlotCache, tokens: Tensor) -> Tensor:
-    """Mark rows that are fed pad tokens after their end-of-sequence. tokens [B] -> bool [B]."""
-    rows = cache.rows
-    eos, pad = cache.eos_ids, cache.pad_id
-    if eos is None or pad is None:
-        return rows["is_finished"]
-    is_pad = tokens == pad
-    rows["is_finished"].copy_((rows["is_finished"] | rows["was_eos"]) & is_pad)
-    rows["was_eos"].copy_((tokens[:, None] == eos).any(1))
-    return rows["is_finished"]
-
-
-def _check_past(cache: SlotCache, mask: Tensor, Q: int) -> None:
-    """Raise ValueError if the mask says something else of the past than it said then."""
-    before = mask[:, :-Q].bool().sum(1)
-    if not torch.equal(before, cache.rows["num_attended"]):
+    columns = int(cache.columns) + Q
+    if tuple(mask.shape) != (B, columns):
         raise ValueError(
-            "attention_mask must repeat what it said of earlier columns, got another number of "
-            "real tokens; a SlotCache cannot mask out a token later"
+            f"attention_mask must cover all columns so far, [{B}, {columns}], got "
+            f"{list(mask.shape)}"
+        )
+    before = mask[:, :-Q].bool()
+    has_hole = (before[:, 1:] < before[:, :-1]).any()
+    if bool(has_hole) or not torch.equal(before.sum(1), cache.rows["num_attended"]):
+        raise ValueError(
+            "attention_mask must repeat what it said of earlier columns, got other real tokens; "
+            "a SlotCache cannot mask out a token later"
         )
 
 
-def _check_padding(cache: SlotCache, valid: Tensor) -> None:
+def _validity(
+    cache: SlotCache, mask: Tensor | None, tokens: Tensor | None, rows: dict[str, Tensor], Q: int
+) -> Tensor | None:
+    """Mark the real new tokens and count in `rows`. -> bool [B,Q], None where all are real."""
+    if mask is None:
+        rows["num_attended"] = rows["num_attended"] + Q
+        return None
+    attended = mask[:, -Q:].bool()
+    rows["num_attended"] = rows["num_attended"] + attended.sum(1)
+    if len(attended) == 1 or cache.eos_ids is None or cache.pad_id is None:
+        return attended
+    if tokens is None or Q > 1:  # a new turn
+        rows["was_eos"] = rows["is_finished"] = torch.zeros_like(rows["is_finished"])
+        return attended
+    is_pad = tokens[:, 0] == cache.pad_id
+    is_finished = (rows["is_finished"] | rows["was_eos"]) & is_pad
+    rows["is_finished"] = is_finished
+    rows["was_eos"] = (tokens == cache.eos_ids).any(1)
+    rows["num_skipped"] = rows["num_skipped"] + is_finished
+    return attended & ~is_finished[:, None]
+
+
+def _check_padding(cache: SlotCache, valid: Tensor | None, rows: dict[str, Tensor]) -> None:
     """Raise ValueError for padding on the right or in the middle. valid [B,Q]."""
+    if valid is None:
+        return
     started = cache.mmus[0].table.num_seen > 0
-    attended = valid | cache.rows["is_finished"][:, None]
+    attended = valid | rows["is_finished"][:, None]
     holes = (attended[:, 1:] < attended[:, :-1]).any() | (~attended[:, 0] & started).any()
     if bool(holes):
         raise ValueError(
@@ -155,34 +164,52 @@ def _check_padding(cache: SlotCache, valid: Tensor) -> None:
 
 
 def _check_positions(
-    cache: SlotCache, position_ids: Tensor | None, valid: Tensor | None, Q: int
+    cache: SlotCache,
+    position_ids: Tensor | None,
+    valid: Tensor | None,
+    rows: dict[str, Tensor],
+    Q: int,
 ) -> None:
-    """Check that positions continue each row, and that they stay in the trained length."""
+    """Check that RoPE places continue each row, and that they stay in the trained length."""
+    assert cache.shape is not None
     seen = cache.mmus[0].table.num_seen.long()  # [B]
-    real = torch.ones_like(seen)[:, None].expand(-1, Q).bool() if valid is None else valid
+    B = len(seen)
+    real = torch.ones(B, Q, dtype=torch.bool, device=seen.device) if valid is None else valid
     logical = seen[:, None] + real.long().cumsum(1) - 1  # [B,Q]
-    offset = cache.rows["offset"]
-    pads = int(cache.columns) - seen + (~real).sum(1)  # [B], if the row starts here
-    if position_ids is not None:
-        if position_ids.ndim != 2 or position_ids.shape[1] != Q:
-            raise ValueError(f"position_ids must be [batch, {Q}], got {list(position_ids.shape)}")
-        given = position_ids.to(seen.device).expand(len(seen), -1) - logical
-        starts = (seen == 0) & real.any(1)
-        first = torch.where(real, given, 0).sum(1) // real.sum(1).clamp(min=1)
-        fits = (first == 0) | (first == pads)
-        offset.copy_(torch.where(starts & fits, first, offset))
-        wrong = (real & (given != offset[:, None])).any(1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
-            want = (logical + offset[:, None])[row][real[row]]
-            got = position_ids.expand(len(seen), -1)[row][real[row]]
-            raise ValueError(
-                f"position_ids must continue row {row} at {int(want[0])}, got {int(got[0])}"
-                + ("" if Q == 1 else f" (and so on to {int(want[-1])}, got {int(got[-1])})")
-                + "; leave position_ids out, or give them from the cache's start"
-            )
+    if position_ids is None:
+        first_column = cache.get_seq_length()
+        if cache.shape.model_type in _COUNTS_MASK:
+            position_ids = logical + rows["offset"][:, None]
+        else:  # a decoder that is given none counts columns
+            position_ids = torch.arange(first_column, first_column + Q)[None]
+    if position_ids.ndim != 2 or position_ids.shape[1] != Q:
+        raise ValueError(f"position_ids must be [batch, {Q}], got {list(position_ids.shape)}")
+    places = position_ids.to(seen.device).expand(B, -1)
+    first = torch.where(real, places - logical, 0).sum(1) // real.sum(1).clamp(min=1)  # [B]
+    before = torch.where(seen == 0, 0, rows["offset"])
+    extra = torch.where(
+        seen == 0, cache.get_seq_length() + (~real).sum(1), rows["num_skipped"]
+    )  # columns that were no real tokens: left padding, or what a finished row was fed
+    fits = (first == before) | (first == before + extra)
+    offset = torch.where(fits, first, before)
+    wrong = (real & (places - logical != offset[:, None])).any(1)
+    if bool(wrong.any()):
+        _refuse_places(int(wrong.nonzero()[0, 0]), places, logical + offset[:, None], real)
+    is_live = real.any(1)
+    rows["offset"] = torch.where(is_live, offset, rows["offset"])
+    rows["num_skipped"] = torch.where(is_live, 0, rows["num_skipped"])
     if cache.options.positions == "original":
-        _check_length(cache, int((logical + offset[:, None]).max()) + 1)
+        _check_length(cache, int(torch.where(real, places, 0).max()) + 1)
+
+
+def _refuse_places(row: int, places: Tensor, wanted: Tensor, real: Tensor) -> None:
+    """Raise ValueError for a row whose position_ids do not go on. All [B,Q]."""
+    want, got = wanted[row][real[row]], places[row][real[row]]
+    span = "" if len(want) == 1 else f" (and so on to {int(want[-1])}, got {int(got[-1])})"
+    raise ValueError(
+        f"position_ids must continue row {row} at {int(want[0])}, got {int(got[0])}{span}; give "
+        "them as at the cache's start, or leave them out as there"
+    )
 
 
 def _check_length(cache: SlotCache, length: int) -> None:

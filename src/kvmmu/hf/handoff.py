@@ -18,6 +18,7 @@ __all__ = ["Forward", "current", "set_current"]
 class Forward:
     """One forward of one model with one SlotCache, from the hook before it to the hook after.
 
+    rows holds the cache's counters [B] as they will be when the forward has run to its end;
     valid bool [B,Q] marks real new tokens, None when all are; start is the column of the first
     new token, counted from the cache's first; index int [B,Q] are RoPE places (in_cache only).
     `keys`, `values` and `layer_idx` are what a layer's `update` left for the attention function.
@@ -25,6 +26,7 @@ class Forward:
 
     cache: SlotCache
     num_new: int
+    rows: dict[str, Tensor]
     valid: Tensor | None = None
     start: int = 0
     index: Tensor | None = None
