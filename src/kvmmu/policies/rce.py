@@ -90,7 +90,7 @@ class RCE(Policy):
             return view.scores
         age = (view.num_seen - view.positions).clamp(min=1).float()
         if self.decay < 1.0:  # 1 + g + g**2 + ... over the queries seen
-            age = (1.0 - self.decay**age) / (1.0 - self.decay)
+            age = -torch.expm1(age * math.log(self.decay)) / (1.0 - self.decay)
         return view.scores / age
 
     def update(self, view: SlotView, seen: Seen) -> tuple[Tensor, Mapping[str, Tensor]]:

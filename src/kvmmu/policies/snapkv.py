@@ -51,8 +51,7 @@ class SnapKV(Policy):
             raise ValueError(f"kernel_size must be odd and positive, got {self.kernel_size!r}")
         if self.pooling not in ("avg", "max"):
             raise ValueError(f"pooling must be 'avg' or 'max', got {self.pooling!r}")
-        if isinstance(self.then, Policy) and self.then.kind != "step":
-            raise ValueError(f"then must be a step policy, got {self.then.name!r}")
+        _ = self.step  # raises for a `then` that is unknown or a selector
 
     @property
     def step(self) -> Policy:
