@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+# Batches differ in their number of predictions; oneDNN would keep a kernel for each.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import numpy as np
 import torch
@@ -40,7 +43,7 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     seed: int = 1
-    num_tokens: int = 24_000_000
+    num_tokens: int = 16_000_000
     tokens_per_step: int = 2048
     max_length: int = 4096
     matrix_rate: float = 0.01
@@ -57,7 +60,7 @@ RECIPES = {
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
         num_tokens=120_000_000,
-        tokens_per_step=8192,
+        tokens_per_step=4096,
         max_length=8192,
     ),
 }
@@ -232,7 +235,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="token budget instead of the recipe's")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--max-length", type=int)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
