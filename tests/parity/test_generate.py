@@ -177,3 +177,41 @@ def test_a_row_that_has_ended_keeps_no_pads(num_slots: int, pad_token_id: int) -
     if num_slots == 80:
         want = full(model, ids, **how)
         assert torch.equal(got.sequences, want.sequences)
+
+
+@pytest.mark.parametrize("prefill_chunk_size", [None, 1, 4])
+@pytest.mark.parametrize("says_pads", [True, False])
+def test_a_row_that_has_ended_takes_part_in_the_next_turn(
+    says_pads: bool, prefill_chunk_size: int | None
+) -> None:
+    """The mask may call what was fed after the end padding, as it is, or real, as generate()."""
+    model = make("llama")
+    model.generation_config.eos_token_id = 2
+    ids, mask = prompt(20, pads=(0, 4, 9))
+    more, _ = prompt(11, pads=(0, 0, 0), seed=8)
+
+    def talk(run: Any, cache: Any) -> Any:
+        ends = [_EndAt(20, 2, [99, 3, 6])]
+        first = run(
+            cache, ids, attention_mask=mask, max_new_tokens=10, logits_processor=ends
+        ).sequences
+        new = torch.ones_like(first[:, 20:])
+        if says_pads:
+            new = (first[:, 20:] != 0).long()
+        told, seen = torch.cat([first, more], 1), torch.cat([mask, new, torch.ones_like(more)], 1)
+        return run(
+            cache,
+            told,
+            attention_mask=seen,
+            max_new_tokens=8,
+            logits_processor=[_EndAt(41, 2, [99, 99, 99])],
+            prefill_chunk_size=prefill_chunk_size,
+        )
+
+    mine = _cache()
+    got = talk(lambda c, x, **how: ours(model, c, x, **how), mine)
+    mine.check_integrity()
+    assert mine.mmus[0].table.num_seen.tolist() == [20 + 10 + 18, 16 + 4 + 18, 11 + 7 + 18]
+    if says_pads:  # the full cache, too, then leaves the pads out
+        want = talk(lambda c, x, **how: full(model, x, past_key_values=c, **how), DynamicCache())
+        assert torch.equal(got.sequences, want.sequences)

@@ -292,6 +292,7 @@ class SlotCache(Cache):
                 "offset": torch.zeros(batch, dtype=torch.int64, device=shape.device),
                 "was_eos": torch.zeros(batch, dtype=torch.bool, device=shape.device),
                 "is_finished": torch.zeros(batch, dtype=torch.bool, device=shape.device),
+                "has_ended": torch.zeros(batch, dtype=torch.bool, device=shape.device),
             }
         self._scratch = {}
         self.batch = batch

@@ -103,7 +103,8 @@ def _check_use(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any], b
 def _check_mask(cache: SlotCache, mask: Tensor | None, B: int, Q: int) -> None:
     """Raise ValueError if a mask has the wrong shape, or says something else of the past.
 
-    Padding is on the left only, so the number of real tokens tells their columns.
+    Padding is on the left only, so the number of real tokens tells their columns; what a row was
+    fed after its end may be called real, as generate() does, or padding, as it is.
     """
     if mask is None:
         return
@@ -118,9 +119,11 @@ def _check_mask(cache: SlotCache, mask: Tensor | None, B: int, Q: int) -> None:
             f"attention_mask must cover all columns so far, [{B}, {columns}], got "
             f"{list(mask.shape)}"
         )
-    before = mask[:, :-Q].bool()
-    has_hole = (before[:, 1:] < before[:, :-1]).any()
-    if bool(has_hole) or not torch.equal(before.sum(1), cache.rows["num_attended"]):
+    before, rows = mask[:, :-Q].bool(), cache.rows
+    count = before.sum(1)
+    is_same = (count == rows["num_attended"]) | (count == cache.mmus[0].table.num_seen)
+    has_hole = (before[:, 1:] < before[:, :-1]).any(1) & ~rows["has_ended"]
+    if bool((has_hole | ~is_same).any()):
         raise ValueError(
             "attention_mask must repeat what it said of earlier columns, got other real tokens; "
             "a SlotCache cannot mask out a token later"
@@ -135,18 +138,20 @@ def _validity(
         rows["num_attended"] = rows["num_attended"] + Q
         return None
     attended = mask[:, -Q:].bool()
-    rows["num_attended"] = rows["num_attended"] + attended.sum(1)
-    if len(attended) == 1 or cache.eos_ids is None or cache.pad_id is None:
-        return attended
-    if tokens is None or Q > 1:  # a new turn
+    rows["num_attended"] = mask.bool().sum(1)
+    if tokens is None:  # a new turn, in embeddings
         rows["was_eos"] = rows["is_finished"] = torch.zeros_like(rows["is_finished"])
+    if len(attended) == 1 or tokens is None or cache.eos_ids is None or cache.pad_id is None:
         return attended
-    is_pad = tokens[:, 0] == cache.pad_id
-    is_finished = (rows["is_finished"] | rows["was_eos"]) & is_pad
-    rows["is_finished"] = is_finished
-    rows["was_eos"] = (tokens == cache.eos_ids).any(1)
-    rows["num_skipped"] = rows["num_skipped"] + is_finished
-    return attended & ~is_finished[:, None]
+    # A row that has ended is fed a pad; in a new turn the first column may still be one.
+    is_over = (rows["is_finished"] | rows["was_eos"]) & (tokens[:, 0] == cache.pad_id)  # [B]
+    is_first = torch.arange(Q, device=attended.device) == 0
+    valid = attended & ~(is_over[:, None] & is_first)
+    rows["is_finished"] = is_over & ~valid.any(1)
+    rows["was_eos"] = (tokens[:, -1:] == cache.eos_ids).any(1)
+    rows["has_ended"] = rows["has_ended"] | is_over
+    rows["num_skipped"] = rows["num_skipped"] + is_over
+    return valid
 
 
 def _check_padding(cache: SlotCache, valid: Tensor | None, rows: dict[str, Tensor]) -> None:
@@ -154,8 +159,8 @@ def _check_padding(cache: SlotCache, valid: Tensor | None, rows: dict[str, Tenso
     if valid is None:
         return
     started = cache.mmus[0].table.num_seen > 0
-    attended = valid | rows["is_finished"][:, None]
-    holes = (attended[:, 1:] < attended[:, :-1]).any() | (~attended[:, 0] & started).any()
+    started &= ~rows["has_ended"]  # its first column may be a pad after the end
+    holes = (valid[:, 1:] < valid[:, :-1]).any() | (~valid[:, 0] & started).any()
     if bool(holes):
         raise ValueError(
             "attention_mask must have padding on the left only, got zeros after a real token; "
