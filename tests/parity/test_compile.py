@@ -106,7 +106,8 @@ def test_a_growing_mask_costs_one_more_graph_and_no_more() -> None:
         for one, run in ((cache, compiled), (twin, model)):
             model(ids[:, :PREFILL], attention_mask=mask[:, :PREFILL], past_key_values=one)
             for i in range(PREFILL, PREFILL + STEPS):
-                run(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=one)
+                seen = mask[:, : i + 1].contiguous()  # as generate() makes it
+                run(ids[:, i : i + 1], attention_mask=seen, past_key_values=one)
     assert torch.equal(cache.positions(0), twin.positions(0))
     assert counter.frame_count <= 2  # the first length, then any length
 
