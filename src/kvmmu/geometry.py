@@ -64,7 +64,17 @@ class CacheGeometry:
         return rows_before * self.bytes_per_slot
 
     def tensor_address(self, lane: int, head: int, slot: int, *, layer: int) -> int:
-        """Byte offset of a key in its layer's K tensor [B, Hkv, C, D] (V alike)."""
+        """Byte offset of a key in its layer's K tensor [B, Hkv, C, D] (V alike).
+
+        Raises IndexError out of range.
+        """
+        inside = 0 <= lane < self.batch and 0 <= head < self.num_kv_heads
+        inside = inside and 0 <= layer < self.num_layers
+        if not inside or not 0 <= slot < self.slots[layer]:
+            raise IndexError(
+                "(lane, head, slot) of the layer must lie in the cache, "
+                f"got {(lane, head, slot)} of layer {layer}"
+            )
         row = (lane * self.num_kv_heads + head) * self.slots[layer] + slot
         return row * self.head_dim * self.itemsize
 
