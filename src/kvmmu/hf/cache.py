@@ -240,7 +240,7 @@ class SlotCache(Cache):
         """Check against a model and allocate. Raises ValueError, CapacityError, Unsupported..."""
         self.bind_shape(describe(model), batch=batch)
         self.attach(model)
-        config = model.generation_config
+        config = getattr(model, "generation_config", None)  # a bare decoder has none
         eos = None if config is None else config.eos_token_id
         self.eos_ids = None if eos is None else torch.tensor(eos, device=model.device).view(-1)
         self.pad_id = None if config is None else config.pad_token_id

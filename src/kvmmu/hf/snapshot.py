@@ -109,10 +109,16 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
         ) from None
     if _KEY not in metadata:
         raise IntegrityError(f"{os.fspath(path)} must be a saved SlotCache, got other tensors")
-    note: dict[str, Any] = json.loads(metadata[_KEY])
-    if note["version"] != _VERSION:
+    try:
+        note: dict[str, Any] = json.loads(metadata[_KEY])
+        version = note["version"]
+    except (ValueError, TypeError, KeyError):
         raise IntegrityError(
-            f"{os.fspath(path)} was written by version {note['version']}, this reads {_VERSION}"
+            f"{os.fspath(path)} must have a note of its settings, got a damaged one"
+        ) from None
+    if version != _VERSION:
+        raise IntegrityError(
+            f"{os.fspath(path)} must be of version {_VERSION}, got version {version}"
         )
     return note, tensors
 
