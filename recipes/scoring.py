@@ -67,7 +67,10 @@ class Validation:
             elif name == "hot_set":
                 yield hot_set(self.filler, self.encode, keys=self.keys, **common)
             elif name == "question_seen":
-                yield question_seen(self.filler, self.encode, keys=self.keys, **common)
+                is_first = bool(rng.random() < 0.5)
+                yield question_seen(
+                    self.filler, self.encode, keys=self.keys, is_first=is_first, **common
+                )
             elif name == "passkey":
                 yield passkey(self.filler, self.encode, **common)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import lzma
 import sys
 from collections.abc import Callable, Iterator
@@ -193,22 +193,14 @@ def test_shipped_book_is_the_whole_novel() -> None:
 
 
 @pytest.fixture
-def data() -> Iterator[ModuleType]:
+def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The recipe's data module, which lives outside the package."""
-    path = REPO / "recipes" / "data.py"
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("recipe_data", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["recipe_data"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(path.parent))
-        for name in ("recipe_data", "tokenizer"):
-            sys.modules.pop(name, None)
+    monkeypatch.syspath_prepend(str(REPO / "recipes"))
+    before = set(sys.modules)
+    yield importlib.import_module("data")
+    for name in set(sys.modules) - before:
+        if str(REPO / "recipes") in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 def test_copied_span_is_found_by_name(data: ModuleType) -> None:
