@@ -1,0 +1,102 @@
+"""The caches that are compared: a full one in two forms, and slots by policy and compression."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from kvmmu.hf.cache import SlotCache
+from kvmmu.hf.enable import enabled
+from kvmmu.hf.options import Granularity
+from kvmmu.policies.base import POLICIES, Policy
+
+__all__ = ["Setting", "kv_nbytes"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cache to judge: the whole text kept, or ceil(N / compression) slots for N tokens.
+
+    A prefill's chunks are at most max(16, C // 4) tokens, whatever the cache's default is.
+    """
+
+    kind: Literal["static", "dynamic", "slots"] = "slots"
+    policy: str | Policy = "rce"
+    compression: float = 1.0
+    granularity: Granularity = "head"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("static", "dynamic", "slots"):
+            raise ValueError(f"kind must be static, dynamic or slots, got {self.kind!r}")
+        if self.compression < 1 or (self.kind != "slots" and self.compression != 1):
+            raise ValueError(
+                f"compression must be at least 1, and 1 for a full cache, got {self.compression!r}"
+            )
+
+    @property
+    def label(self) -> str:
+        """Name the cache in a table."""
+        if self.kind != "slots":
+            return {"static": "full StaticCache", "dynamic": "full DynamicCache"}[self.kind]
+        name = self.policy if isinstance(self.policy, str) else self.policy.name
+        return f"{name} 1/{self.compression:g}"
+
+    def num_slots(self, num_tokens: int) -> int:
+        """C for rows of num_tokens tokens."""
+        return math.ceil(num_tokens / self.compression)
+
+    def chunk_size(self, num_tokens: int) -> int:
+        """T: small, so that little is seen that the cache would not have kept."""
+        return max(16, self.num_slots(num_tokens) // 4)
+
+    def call_size(self, num_tokens: int) -> int:
+        """Tokens of a context that one call takes: T, or all for a selector, which wants them."""
+        if self.kind == "slots" and POLICIES.make(self.policy).kind == "selector":
+            return num_tokens
+        return self.chunk_size(num_tokens)
+
+    def make(self, model: Any, *, batch_size: int, num_tokens: int) -> Any:
+        """Make the cache for rows of num_tokens tokens."""
+        if self.kind == "slots":
+            return SlotCache.for_model(
+                model,
+                self.num_slots(num_tokens),
+                batch_size=batch_size,
+                policy=self.policy,
+                granularity=self.granularity,
+                chunk_size=self.chunk_size(num_tokens),
+            )
+        return _full_cache(model, self.kind, num_tokens)
+
+    def enabled(self, model: Any) -> AbstractContextManager[Any]:
+        """Return what the model must run inside of."""
+        return enabled(model) if self.kind == "slots" else nullcontext(model)
+
+
+def kv_nbytes(cache: Any) -> int:
+    """Bytes of the tensors that hold K and V, of whichever cache."""
+    if isinstance(cache, SlotCache):
+        return cache.kv_nbytes
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+    return sum(t.nbytes for t in tensors if t is not None)
+
+
+def _full_cache(model: Any, kind: str, num_tokens: int) -> Any:
+    """Make transformers' own cache, of the class that its generate() uses for the name."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=1,
+        do_sample=False,
+        cache_implementation=kind,
+        return_dict_in_generate=True,
+    )
+    made = type(out.past_key_values)
+    if kind == "dynamic":
+        return made(config=model.config)
+    return made(config=model.config, max_cache_len=num_tokens)
