@@ -43,7 +43,7 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     seed: int = 1
-    num_tokens: int = 16_000_000
+    num_tokens: int = 14_000_000
     tokens_per_step: int = 2048
     max_length: int = 4096
     matrix_rate: float = 0.01
