@@ -81,6 +81,8 @@ def generate(
     Give one of --num-slots, --compression and --full. Text goes to stdout, the rest to stderr.
     """
     _check(num_slots, compression, full, trace)
+    if max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     quieten(model)
     text = _prompt(prompt, prompt_file)
     sampling = _sampling(temperature, top_p)
@@ -114,10 +116,23 @@ def generate(
 
 
 def load_model(model: str, **options: Any) -> LM:
-    """Load a model and its tokenizer, as kvmmu.load does."""
+    """Load a model and its tokenizer, as kvmmu.load does. Raises ValueError for no such device."""
     from kvmmu.hf.lm import load
 
+    _check_device(options.get("device", "cpu"))
     return load(model, **options)
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError unless torch has the device here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device must be one that torch has here, got {device!r}; try cpu"
+        ) from error
 
 
 def quieten(model: str) -> None:
@@ -126,6 +141,7 @@ def quieten(model: str) -> None:
     To be called before torch and transformers are imported, which read these once.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if Path(model).exists() or "/" not in model or not sys.stderr.isatty():

@@ -83,8 +83,6 @@ def run(
     write: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     """Generate and return what there is to tell, as JSON values. Raises ValueError."""
-    if max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     inputs = lm.encode(prompt)
     length = inputs["input_ids"].shape[1]
     cache = lm.make_cache(length + max_new_tokens)
