@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import FAMILIES, IN_CACHE, NOT_IN_CACHE, full, make, ours, prompt, shared, worst
 
 import kvmmu
@@ -94,6 +96,39 @@ def test_every_policy_equals_the_full_cache_while_it_fits(policy: str) -> None:
             got = ours(shared("llama"), cache, ids, attention_mask=mask, max_new_tokens=NEW)
             assert torch.equal(got.sequences, want.sequences)
             assert worst(got.logits, want.logits) < ATOL
+
+
+@settings(max_examples=30)
+@given(
+    name=st.sampled_from(["llama_1_to_1", "llama", "llama_8_to_1", "mistral_window", "gpt_oss"]),
+    pads=st.lists(st.integers(0, 11), min_size=1, max_size=4),
+    length=st.integers(12, 40),
+    prefill_chunk_size=st.none() | st.integers(1, 40),
+    chunk_size=st.none() | st.integers(1, 40),
+    positions=st.sampled_from(["original", "in_cache"]),
+)
+def test_any_lengths_paddings_and_chunks_equal_the_full_cache(
+    name: str,
+    pads: list[int],
+    length: int,
+    prefill_chunk_size: int | None,
+    chunk_size: int | None,
+    positions: Any,
+) -> None:
+    ids, mask = prompt(length, pads=pads)
+    want = full(shared(name), ids, attention_mask=mask, max_new_tokens=4)
+    cache = _cache(name, chunk_size=chunk_size, positions=positions)
+    got = ours(
+        shared(name),
+        cache,
+        ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        prefill_chunk_size=prefill_chunk_size,
+    )
+    assert torch.equal(got.sequences, want.sequences)
+    assert worst(got.logits, want.logits) < ATOL
+    cache.check_integrity()
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])

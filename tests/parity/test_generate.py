@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import full, make, ours, prompt, shared, worst
+from tiny_models import drive, full, make, ours, prompt, shared, worst
 from transformers import DynamicCache, LogitsProcessor
 
 import kvmmu
@@ -52,17 +52,28 @@ def test_beams_find_the_same_sequences_and_scores(name: str, positions: str) -> 
     cache.check_integrity()
 
 
-def test_beams_reorder_what_an_evicting_cache_holds() -> None:
-    """Every beam's slots are those that its own text, fed alone token by token, would hold."""
+@pytest.mark.parametrize("policy", ["rce", "tova", "keydiff"])
+def test_beams_reorder_what_an_evicting_cache_holds(policy: str) -> None:
+    """A beam's score is what its own text gets when it is fed alone."""
     model = shared("llama")
     ids, _ = prompt(12, pads=(0,))
-    cache = _cache(10, num_sinks=2)
-    out = ours(model, cache, ids, num_beams=3, num_return_sequences=3, max_new_tokens=20)
-    alone = _cache(10, num_sinks=2)
-    rerun = ours(model, alone, ids, num_beams=3, num_return_sequences=3, max_new_tokens=20)
-    assert torch.equal(out.sequences, rerun.sequences)
+    cache = _cache(10, num_sinks=2, policy=policy)
+    out = ours(
+        model,
+        cache,
+        ids,
+        num_beams=3,
+        num_return_sequences=3,
+        max_new_tokens=20,
+        output_scores=True,
+    )
     cache.check_integrity()
     assert bool((cache.num_evicted == 12 + 19 - 10).all())
+    for text, score in zip(out.sequences, out.sequences_scores):
+        alone = _cache(10, num_sinks=2, policy=policy)
+        logits = drive(model, alone, text[None, :-1], sizes=[12] + [1] * 19)[0, 11:]
+        chances = logits.log_softmax(-1).gather(1, text[12:, None])
+        assert torch.allclose(chances.mean(), score, atol=1e-4)
 
 
 def test_output_scores_are_the_full_cache_s() -> None:
