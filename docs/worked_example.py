@@ -112,6 +112,11 @@ def chunk_step() -> tuple[list[tuple[int, float, bool]], tuple[int, ...]]:
     return rows, held
 
 
+def _held(positions: tuple[int, ...]) -> str:
+    """Write what the slots hold, in slot order."""
+    return ", ".join(f"{p} *{WORDS[p]}*" for p in positions)
+
+
 def steps_table() -> str:
     """Write the decode steps as a Markdown table."""
     lines = [
@@ -120,7 +125,7 @@ def steps_table() -> str:
     ]
     states = decode_steps()
     for before, state in zip(states[NUM_SLOTS - 1 :], states[NUM_SLOTS:], strict=False):
-        held = " ".join(f"{WORDS[p]}`{p}`" for p in state.positions)
+        held = _held(state.positions)
         lines.append(
             f"| {state.token} *{WORDS[state.token]}* | {state.left} *{WORDS[state.left]}* "
             f"in slot {state.written} | {before.scores[state.written]:.2f} | {held} |"
@@ -138,6 +143,6 @@ def chunk_table() -> str:
             "| score after the chunk | " + " | ".join(f"{s:.2f}" for _, s, _ in rows) + " |",
             "| stays | " + " | ".join("yes" if stays else "no" for _, _, stays in rows) + " |",
             "",
-            "Slots 0 to 5 afterwards: " + " ".join(f"{WORDS[p]}`{p}`" for p in held) + ".",
+            "Slots 0 to 5 afterwards: " + _held(held) + ".",
         ]
     )
