@@ -61,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("deepseek_v3", "refused", False, _MLA),
     Family("t5", "refused", False, _ENCODER_DECODER),
     Family("bart", "refused", False, _ENCODER_DECODER),
+    Family("bert", "refused", False, "it attends in both directions"),
     Family("minimax", "refused", False, "it has layers of kind 'linear_attention'"),
     Family("lfm2", "refused", False, "it has layers of kind 'conv'"),
     Family("llama4_text", "refused", False, "it has layers of kind 'chunked_attention'"),

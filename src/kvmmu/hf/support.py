@@ -81,9 +81,11 @@ def _refuse(kind: str, model: PreTrainedModel, config: Any) -> None:
         )
     if not model._supports_attention_backend:
         raise _unsupported(kind, "does not use transformers' attention interface")
-    if not getattr(config, "is_causal", True) or getattr(
-        config, "use_bidirectional_attention", None
-    ):
+    attends_ahead = any(  # an encoder's layers, or a decoder told to see what follows
+        getattr(module, "is_causal", True) is False and hasattr(module, "layer_idx")
+        for module in decoder_of(model).modules()
+    )
+    if attends_ahead or not getattr(config, "is_causal", True):
         raise _unsupported(kind, "attends in both directions")
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1:

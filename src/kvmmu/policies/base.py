@@ -97,8 +97,11 @@ class Policy(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[Literal["step", "selector"]] = "step"
-    ops_per_slot: ClassVar[int] = 1
-    """Additions, multiplications and comparisons per slot and step, for the accelerator model."""
+
+    @property
+    def ops_per_slot(self) -> int:
+        """Additions, multiplications and comparisons per slot and step (for cost models)."""
+        return 1
 
     @property
     def needs(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,8 +40,6 @@ class RCE(Policy):
     decay: float = 1.0
     normalize: Literal["none", "age"] = "age"
     fixed_point: bool = False
-
-    ops_per_slot: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if not 0.0 < self.decay <= 1.0:
@@ -68,6 +66,11 @@ class RCE(Policy):
             return None
         k = round(-math.log2(1.0 - self.decay))
         return k if 1 <= k <= 16 and self.decay == 1.0 - 2.0**-k else None
+
+    @property
+    def ops_per_slot(self) -> int:
+        """Decay or divide, add, compare."""
+        return 3
 
     @property
     def needs(self) -> frozenset[str]:

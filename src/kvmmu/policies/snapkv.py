@@ -62,6 +62,11 @@ class SnapKV(Policy):
         return step
 
     @property
+    def ops_per_slot(self) -> int:
+        """Count what the step policy counts: the selection is once a prompt."""
+        return self.step.ops_per_slot
+
+    @property
     def needs(self) -> frozenset[str]:
         """Ask for the last queries' attention, and for what the step policy asks."""
         return self.step.needs | {"last"}
