@@ -233,7 +233,7 @@ def test_no_matrix_of_queries_by_keys_is_ever_held(seed, monkeypatch):
     monkeypatch.setattr(cpu, "_BLOCK_LOGITS", 1 << 30)
     with Largest() as watch:
         attend(dispatch.resolve("cpu"), given_)
-    assert watch.numel >= logits  # the watch does see such a matrix
+    assert watch.numel >= logits / 2  # the watch does see such a matrix, of one of two rows
 
 
 def test_block_is_never_less_than_one_query_nor_more_than_a_megaword():

@@ -1,8 +1,10 @@
 """The fast kernel: plain PyTorch in blocks of queries; runs on any device, compiles whole.
 
 Decode (Q = 1) is two batched products over the KV heads, no repeat of K or V for the group.
-A chunk walks its queries in blocks whose logits stay near the cache of one core, so the
-column sums are exact and no Q x N matrix ever exists.
+A chunk walks one row of the batch at a time, its queries in blocks whose logits stay near the
+cache of one core, so the column sums are exact, no Q x N matrix ever exists, and a row's result
+does not depend on the rows beside it. A plane that is linear in p is one more product,
+weights @ p, which reads the probabilities once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from kvmmu.kernels.contract import MASKED, AttendSpec
 __all__ = ["attend", "select_victims", "write_slots"]
 
 _BLOCK_LOGITS = 1 << 19
-"""Logits of one (row, KV head) block of queries: 2 MiB in float32, the size of a core's L2."""
+"""Logits of one block of queries: 2 MiB in float32, the size of a core's L2."""
+
+_NEVER = torch.iinfo(torch.int32).max
+"""A position after every query: where an empty slot is put, so one comparison hides it."""
 
 
 def attend(
@@ -31,24 +36,45 @@ def attend(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend in blocks of queries; q [B,Hq,Q,D] -> out [B,Hq,Q,D], stats [B,Hkv,P,N]."""
+    weights = _weights(query_positions, query_weights, last_weights, spec.planes)
+    keys = torch.where(key_positions < 0, _NEVER, key_positions)
+    B, _, Q, _ = q.shape
+    if B == 1 or Q == 1:
+        return _attend(q, k, v, keys, query_positions, weights, spec, sinks)
+    rows = [slice(b, b + 1) for b in range(B)]
+    parts = [
+        _attend(q[b], k[b], v[b], keys[b], query_positions[b], [w[b] for w in weights], spec, sinks)
+        for b in rows
+    ]
+    return torch.cat([out for out, _ in parts]), torch.cat([stats for _, stats in parts])
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    query_positions: Tensor,
+    weights: list[Tensor],
+    spec: AttendSpec,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attend as `attend` does, all rows at once; weights P x [B,Q], keys as _probabilities."""
     B, Hq, Q, D = q.shape
     _, Hkv, N, _ = k.shape
     G = Hq // Hkv
     q = q.reshape(B, Hkv, G, Q, D)
-    block = max(1, _BLOCK_LOGITS // (B * Hkv * G * N)) if Q > 1 else 1
-    newest = query_positions.amax(-1, keepdim=True).clamp(min=0)  # [B,1]
+    k_t, v = k.reshape(B * Hkv, N, D).mT, v.reshape(B * Hkv, N, -1)
+    block = max(1, _BLOCK_LOGITS // (B * Hq * N)) if Q > 1 else 1
     outs: list[Tensor] = []
     stats: Tensor | None = None
     for start in range(0, Q, block):
         rows = slice(start, min(start + block, Q))
-        p = _probabilities(
-            q[:, :, :, rows], k, key_positions, query_positions[:, rows], spec, sinks
-        )
+        p = _probabilities(q[:, :, :, rows], k_t, keys, query_positions[:, rows], spec, sinks)
         n = p.shape[3]
-        outs.append((p.to(v.dtype).view(B, Hkv, G * n, N) @ v).view(B, Hkv, G, n, -1))
-        last = None if last_weights is None else last_weights[:, rows]
-        is_newest = query_positions[:, rows] == newest
-        stats = _observe(p, query_weights[:, rows], last, is_newest, spec.planes, stats)
+        out = torch.bmm(p.view(B * Hkv, G * n, N).to(v.dtype), v)
+        outs.append(out.view(B, Hkv, G, n, -1))
+        stats = _observe(p, [w[:, rows] for w in weights], spec.planes, stats)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B,Hkv,G,Q,D]
     assert stats is not None
     return out.reshape(B, Hq, Q, -1), stats
@@ -56,56 +82,73 @@ def attend(
 
 def _probabilities(
     q: Tensor,
-    k: Tensor,
-    key_positions: Tensor,
+    k_t: Tensor,
+    keys: Tensor,
     query_positions: Tensor,
     spec: AttendSpec,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Softmax of a block. q [B,Hkv,G,n,D], k [B,Hkv,N,D] -> [B,Hkv,G,n,N] float32."""
+    """Softmax of a block. q [B,Hkv,G,n,D], k_t [B*Hkv,D,N] -> [B,Hkv,G,n,N] float32.
+
+    keys [B,Hkv,N] are positions, those of empty slots later than any query's.
+    """
     B, Hkv, G, n, D = q.shape
-    logits = (q.reshape(B, Hkv, G * n, D) @ k.transpose(2, 3)).view(B, Hkv, G, n, -1).float()
-    logits = logits * spec.scale
+    q = q.reshape(B * Hkv, G * n, D)
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k_t, beta=0, alpha=spec.scale)
+    logits = logits.view(B, Hkv, G, n, -1).float()
     if spec.softcap is not None:
-        logits = spec.softcap * torch.tanh(logits / spec.softcap)
+        logits = logits.div_(spec.softcap).tanh_().mul_(spec.softcap)
     at = query_positions[:, None, :, None]  # [B,1,n,1]
-    keys = key_positions[:, :, None]  # [B,Hkv,1,N]
-    hidden = (keys < 0) | (keys > at)
+    keys = keys[:, :, None]  # [B,Hkv,1,N]
+    hidden = keys > at  # [B,Hkv,n,N]
     if spec.horizon is not None:
-        hidden = hidden | (keys <= at - spec.horizon)
-    logits = logits.masked_fill(hidden[:, :, None], MASKED)
+        hidden |= keys <= at - spec.horizon
+    logits = logits.masked_fill_(hidden[:, :, None], MASKED)
     if sinks is None:
         return logits.softmax(-1)
     extra = sinks.float().view(1, Hkv, G, 1, 1).expand(B, -1, -1, n, -1)
     return torch.cat([logits, extra], dim=-1).softmax(-1)[..., :-1]
 
 
-def _observe(
-    p: Tensor,
+def _weights(
+    query_positions: Tensor,
     query_weights: Tensor,
     last_weights: Tensor | None,
-    is_newest: Tensor,
     planes: tuple[str, ...],
-    so_far: Tensor | None,
-) -> Tensor:
-    """Fold a block into the planes. p [B,Hkv,G,n,N], weights [B,n] -> [B,Hkv,P,N]."""
-    if not planes:
-        return p.new_zeros(*p.shape[:2], 0, p.shape[4])
-    weights = query_weights.float()[:, None, :, None]  # [B,1,n,1]
-    total = p.sum(2)  # [B,Hkv,n,N]
+) -> list[Tensor]:
+    """Weigh the queries for each plane. All [B,Q] -> one float32 [B,Q] per plane."""
     found = []
     for name in planes:
         if name == "mass":
-            found.append((total * weights).sum(2))
+            found.append(query_weights.float())
         elif name == "max":
-            found.append((total * (weights > 0)).amax(2) / p.shape[2])
+            found.append((query_weights > 0).float())
         elif name == "newest":
-            found.append((total * is_newest[:, None, :, None]).sum(2) / p.shape[2])
+            newest = query_positions.amax(-1, keepdim=True).clamp(min=0)  # [B,1]
+            found.append((query_positions == newest).float())
         else:
             assert last_weights is not None
-            seen = p.square().sum(2) if name == "last_sq" else total
-            found.append((seen * last_weights[:, None, :, None]).sum(2) / p.shape[2])
-    new = torch.stack(found, dim=2)
+            found.append(last_weights.float())
+    return found
+
+
+def _observe(
+    p: Tensor, weights: list[Tensor], planes: tuple[str, ...], so_far: Tensor | None
+) -> Tensor:
+    """Fold a block into the planes. p [B,Hkv,G,n,N], weights P x [B,n] -> [B,Hkv,P,N]."""
+    B, Hkv, G, n, N = p.shape
+    found = []
+    for name, weight in zip(planes, weights):
+        if name == "max":
+            plane = (p.sum(2) * weight[:, None, :, None]).amax(2, keepdim=True)
+        else:
+            x = p.square() if name == "last_sq" else p
+            row = weight[:, None, None].expand(B, Hkv, G, n).reshape(B * Hkv, 1, G * n)
+            plane = torch.bmm(row, x.view(B * Hkv, G * n, N)).view(B, Hkv, 1, N)
+        found.append(plane if name == "mass" else plane / G)
+    if not found:
+        return p.new_zeros(B, Hkv, 0, N)
+    new = found[0] if len(found) == 1 else torch.cat(found, dim=2)  # [B,Hkv,P,N]
     if so_far is None:
         return new
     merged = so_far + new
