@@ -30,7 +30,7 @@ def demo_table(results: dict[str, Any]) -> Table:
         total = results["caches"][0]["answers"][task]["total"]
         head = title.replace(" ", "\n") + f"\nof {total}"
         table.add_column(head, justify="right", no_wrap=True)
-    for title in ("ppl", "KV KiB\na row", "peak\nMiB", "tokens\n/s"):
+    for title in ("ppl", "KV KiB\na row", "peak\nMiB", "tok/s"):
         table.add_column(title, justify="right", no_wrap=True)
     last = None
     for row in results["caches"]:
