@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,12 +48,14 @@ def perplexity(logits_of: Logits, ids: list[int], *, num_tokens: int, num_window
 
 
 class Validation:
-    """Held-out keys in held-out text."""
+    """Held-out keys, unless told otherwise, in held-out text."""
 
-    def __init__(self, text: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, text: str, tokenizer: Tokenizer, *, split: Literal["train", "held_out"] = "held_out"
+    ) -> None:
         self.encode = lambda piece: tokenizer.encode(piece).ids
         self.filler = encode_filler(text, self.encode)
-        self.keys = key_words("held_out")
+        self.keys = key_words(split)
 
     def tasks(self, name: str, num_tokens: int, *, seed: int) -> Iterator[Task]:
         """Yield tasks of one kind without end."""

@@ -1,0 +1,93 @@
+"""The shipped kvmmu-ref-1m: plain files, as its card says, that find held-out keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from kvmmu.evals.filler import Filler, encode_filler
+from kvmmu.evals.hotset import hot_set
+from kvmmu.evals.keys import KEY_WORDS, key_words
+from kvmmu.evals.retrieval import Task, late_query, question_seen
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "kvmmu"
+MODEL = PACKAGE / "models" / "kvmmu-ref-1m"
+BOOK = PACKAGE / "data" / "frankenstein.txt.xz"
+TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
+
+
+def encode(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def filler() -> Filler:
+    return encode_filler(lzma.decompress(BOOK.read_bytes()).decode(), encode)
+
+
+def count_exact(model: LlamaForCausalLM, task: Task) -> tuple[int, int]:
+    ids, starts = task.stream()
+    with torch.no_grad():
+        best = model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
+    exact = [
+        tuple(best[start - 1 : start - 1 + len(query.answer_ids)]) == query.answer_ids
+        for start, query in zip(starts, task.queries, strict=True)
+    ]
+    return sum(exact), len(exact)
+
+
+@pytest.mark.parametrize("name", ["late_query", "question_seen", "hot_set"])
+def test_held_out_keys_are_found_with_a_full_cache(
+    name: str, model: LlamaForCausalLM, filler: Filler
+) -> None:
+    make = {"late_query": late_query, "question_seen": question_seen, "hot_set": hot_set}[name]
+    rng = np.random.default_rng(3)
+    exact = total = 0
+    while total < 24:
+        task = make(filler, encode, num_tokens=512, keys=key_words("held_out"), rng=rng)
+        right, asked = count_exact(model, task)
+        exact, total = exact + right, total + asked
+    assert exact >= 0.9 * total
+
+
+def test_every_key_is_one_token() -> None:
+    assert [word for word in KEY_WORDS if len(encode(f" {word}")) != 1] == []
+
+
+def test_record_is_five_tokens_and_its_question_two() -> None:
+    assert len(encode(" window 472.")) == 5
+    assert len(encode(" ? window")) == 2
+
+
+def test_text_survives_the_tokenizer() -> None:
+    text = "The window, 472.\n\n  He said: \u201cna\u00efve\u201d ? x = 0.5\t#end\n"
+    assert TOKENIZER.decode(encode(text)) == text
+
+
+def test_folder_holds_plain_files_only() -> None:
+    allowed = {".json", ".jsonl", ".md", ".safetensors"}
+    assert {path.suffix for path in MODEL.iterdir()} <= allowed
+
+
+def test_card_names_the_hash_of_the_weights() -> None:
+    digest = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (MODEL / "README.md").read_text()
+
+
+def test_training_log_is_one_object_a_line_and_ends_at_the_last_step() -> None:
+    rows = [json.loads(row) for row in (MODEL / "training_log.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert f"{steps[-1]:,} steps" in (MODEL / "README.md").read_text()
