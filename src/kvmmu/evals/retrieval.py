@@ -25,10 +25,15 @@ from kvmmu.evals.filler import Encode, Filler
 
 __all__ = [
     "Query",
+    "Record",
     "Task",
+    "default_num_records",
+    "draw_records",
     "late_query",
+    "make_record",
     "passkey",
     "question_seen",
+    "scatter",
     "variable_tracking",
 ]
 
