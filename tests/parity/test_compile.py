@@ -113,6 +113,7 @@ def test_a_growing_mask_costs_one_more_graph_and_no_more() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # Inductor's own
 @pytest.mark.parametrize("what", ["model", "model.forward"])
 def test_inductor_gives_the_same_slots(what: str) -> None:
     model = make("llama")

@@ -167,6 +167,11 @@ def test_chunk_borders_are_counted_from_the_first_token(policy: str) -> None:
     b = drive(model, caches[1], ids, sizes=[16, 8, 16])
     assert torch.allclose(a, b, atol=1e-4)
     _assert_same(*caches, atol=1e-3)
+    late, split = (SlotCache.for_model(model, 12, policy=policy, chunk_size=8) for _ in range(2))
+    a = drive(model, late, ids, sizes=[3, 37])  # the second call is cut at 8, 16, 24, 32
+    b = drive(model, split, ids, sizes=[3, 5, 8, 8, 8, 8])
+    assert torch.allclose(a, b, atol=1e-4)
+    _assert_same(late, split, atol=1e-3)
 
 
 @pytest.mark.parametrize("positions", ["original", "in_cache"])
