@@ -19,6 +19,8 @@ __all__ = ["attend", "select_victims", "write_slots"]
 _BLOCK_LOGITS = 1 << 19
 """Logits of one block of queries: 2 MiB in float32, the size of a core's L2."""
 
+_HALVES = frozenset({torch.bfloat16, torch.float16})
+
 _NEVER = torch.iinfo(torch.int32).max
 """A position after every query: where an empty slot is put, so one comparison hides it."""
 
@@ -160,6 +162,8 @@ def _observe(
 
 def write_slots(store: Tensor, slots: Tensor, rows: Tensor, valid: Tensor | None) -> None:
     """Overwrite one slot per head. store [B,Hkv,C,*], slots [B,Hkv], rows [B,Hkv,*]."""
+    if store.dtype in _HALVES:  # on a CPU, scatter_ of halves converts all of the store and back
+        store, rows = store.view(torch.int16), rows.view(torch.int16)
     index = slots[:, :, None]  # [B,Hkv,1]
     rows = rows[:, :, None]
     if store.ndim == 4:
