@@ -23,8 +23,8 @@ __all__ = ["ChunkPlan", "plan_chunk", "protected", "rank"]
 
 def protected(positions: Tensor, newest: Tensor, *, num_sinks: int, window: int) -> Tensor:
     """Mark sinks and window. positions [B,H,N], newest int32 [B,1,1] -> bool [B,H,N]."""
-    is_sink = (positions >= 0) & (positions < num_sinks)
-    return is_sink | ((positions >= 0) & (positions > newest - max(window, 1)))
+    is_edge = (positions < num_sinks) | (positions > newest - max(window, 1))
+    return is_edge & (positions >= 0)
 
 
 def rank(
