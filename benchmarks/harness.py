@@ -8,6 +8,7 @@ it got less than 80 % of that, something else was running, and the whole round i
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import json
@@ -51,9 +52,9 @@ def random_llama(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
 
 
 def twin(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Make a second model around the same weights."""
+    """Make a second model around the same weights, with a configuration of its own."""
     with torch.device("meta"):
-        other = LlamaForCausalLM(model.config)
+        other = LlamaForCausalLM(copy.deepcopy(model.config))
     other.load_state_dict(model.state_dict(), assign=True)
     other.tie_weights()
     other.model.rotary_emb = model.model.rotary_emb  # its buffers are not in the state
