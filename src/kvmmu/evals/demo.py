@@ -47,8 +47,8 @@ class Plan:
     @classmethod
     def quick(cls) -> Plan:
         """Return a shorter demonstration: fewer questions, wider error bars."""
-        rows = (("hot_set", 3), ("question_seen", 32), ("late_query", 10))
-        return cls(rows=rows, num_pages=8, more_compressions=(2,))
+        rows = (("hot_set", 3), ("question_seen", 24), ("late_query", 10))
+        return cls(rows=rows, num_pages=8, more_compressions=())
 
     @property
     def settings(self) -> tuple[Setting, ...]:
