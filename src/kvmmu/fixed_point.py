@@ -44,6 +44,7 @@ from kvmmu.errors import IntegrityError
 __all__ = [
     "EMPTY",
     "MANTISSA_MAX",
+    "MAX_CHUNK",
     "NOT_WRITTEN",
     "ChunkWrites",
     "FixedPointConfig",

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvmmu import (
+    RCE,
     CapacityError,
     IntegrityError,
     KVMMUError,
@@ -654,3 +655,10 @@ def test_a_window_must_fit_into_a_sliding_layer_s_slots() -> None:
     cache = SlotCache(64, num_sinks=4, window=16)
     ours(model, cache, ids, attention_mask=mask)
     cache.check_integrity()
+
+
+def test_integers_refuse_a_chunk_that_their_accumulator_cannot_hold():
+    policy = RCE(fixed_point=True, normalize="none")
+    words = "chunk_size must be at most 256 with policy 'rce' in integers, got 300"
+    with _refusal(ValueError, words):
+        SlotCache.for_model(make("llama"), 400, policy=policy, chunk_size=300)

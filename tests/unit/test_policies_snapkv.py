@@ -152,3 +152,8 @@ def test_snapkv_refuses_what_is_no_policy():
 def test_step_policies_choose_nothing_at_once():
     with pytest.raises(TypeError, match="policy 'rce' is not a selector"):
         RCE().select(None, None)
+
+
+def test_integers_cannot_follow_a_selection():
+    with pytest.raises(ValueError, match="then must take a prompt of any length at once"):
+        SnapKV(then=RCE(fixed_point=True, normalize="none"))

@@ -139,6 +139,12 @@ class CacheOptions:
                     f"rows, got {self.max_bytes}"
                 )
             options = replace(self, num_slots=num_slots, max_bytes=None)
+        most = self.policy.max_queries
+        if most is not None and options.chunk_size > most:
+            raise ValueError(
+                f"chunk_size must be at most {most} with policy {self.policy.name!r} in integers, "
+                f"got {options.chunk_size}"
+            )
         limit = shape.max_positions
         if self.positions == "in_cache" and limit and options.slots + options.chunk_size > limit:
             raise CapacityError(

@@ -114,6 +114,11 @@ class Policy(ABC):
         return {}
 
     @property
+    def max_queries(self) -> int | None:
+        """Largest number of queries that one update can take, None for no limit."""
+        return None
+
+    @property
     def query_decay(self) -> float:
         """Weight of the plane "mass" lost per later token, in (0, 1]."""
         return 1.0

@@ -21,12 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvmmu.fixed_point import MANTISSA_MAX, MAX_CHUNK
 from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec
 
 __all__ = ["RCE"]
-
-_FULL = 65535
-"""The largest 16-bit mantissa (kvmmu.fixed_point)."""
 
 _MAX_SHIFT = 12
 """A sum is below 2**16 + 2**24 (chunks of at most 256 queries), so 9 shifts always suffice."""
@@ -83,6 +81,11 @@ class RCE(Policy):
         return {"exponent": StateSpec("head", "int32")} if self.fixed_point else {}
 
     @property
+    def max_queries(self) -> int | None:
+        """Take no more queries at once than the integer accumulator holds."""
+        return MAX_CHUNK if self.fixed_point else None
+
+    @property
     def query_decay(self) -> float:
         """Weigh a chunk's queries as if they had come one by one."""
         return self.decay
@@ -115,8 +118,8 @@ class RCE(Policy):
         largest = torch.where(counts, acc, 0).amax(-1, keepdim=True)  # [B,Hkv,1]
         shift = torch.zeros_like(largest)  # the least that makes `largest` fit
         for s in range(_MAX_SHIFT):
-            shift = shift + ((largest >> s) > _FULL)
-        acc = torch.where(view.positions >= 0, (acc >> shift).clamp(max=_FULL), 0)
+            shift = shift + ((largest >> s) > MANTISSA_MAX)
+        acc = torch.where(view.positions >= 0, (acc >> shift).clamp(max=MANTISSA_MAX), 0)
         return acc.float(), {"exponent": (exponent + shift)[:, :, 0].int()}
 
     def mass_words(self, seen: Seen, *, granularity: str) -> Tensor:
@@ -128,7 +131,7 @@ class RCE(Policy):
         if granularity == "layer":
             mass = mass.mean(1, keepdim=True).expand_as(mass)
         words = (mass.double() / seen.group_size * 65536 + 0.5).floor().long()
-        return words.clamp(max=_FULL * seen.num_queries.long())
+        return words.clamp(max=MANTISSA_MAX * seen.num_queries.long())
 
     def _decayed(self, mantissa: Tensor, seen: Seen) -> Tensor:
         """Take ceil(m * 2**-k) off, once per real query. int64 [B,Hkv,N]."""

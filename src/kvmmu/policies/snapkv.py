@@ -51,7 +51,11 @@ class SnapKV(Policy):
             raise ValueError(f"kernel_size must be odd and positive, got {self.kernel_size!r}")
         if self.pooling not in ("avg", "max"):
             raise ValueError(f"pooling must be 'avg' or 'max', got {self.pooling!r}")
-        _ = self.step  # raises for a `then` that is unknown or a selector
+        if self.step.max_queries is not None:  # `step` raises for a `then` that is no step policy
+            raise ValueError(
+                f"then must take a prompt of any length at once, got {self.step!r}, which takes "
+                f"{self.step.max_queries} tokens; use it without fixed_point, or as the policy"
+            )
 
     @property
     def step(self) -> Policy:
