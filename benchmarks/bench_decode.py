@@ -1,12 +1,13 @@
 """What does a decode step cost at long context?
 
-Regime: decode, bandwidth. A step reads all weights and all K and V held, so the least time is
-bytes / bandwidth, and no cache of C slots can be faster than a full one of S tokens by more than
+Regime: decode, bandwidth. A step reads all weights and all K and V held, so at equal bandwidth
+a cache of C slots beats a full one of S tokens by
 
     bytes bound = (weights + full KV) / (weights + KV of C slots)
 
-which is printed beside each ratio. At short contexts and batch 1 the bound is near 1: there is
-nothing to win, and the rows are shown.
+which is printed beside each ratio (a full cache that moves its bytes more slowly loses by more).
+At short contexts and batch 1 the bound is near 1: there is nothing to win, the KV-MMU's own work
+is a loss, and the rows are shown.
 
 A random 28M-parameter Llama decodes in float32 (or --dtype) with StaticCache and DynamicCache
 (both sdpa) and with SlotCache, in alternated rounds of one process. The full caches are filled
@@ -50,8 +51,8 @@ from kvmmu import SlotCache
 
 FULL = ("static", "dynamic")
 POLICIES = "rce,streaming_llm,h2o,tova,keydiff,random,snapkv"
-HEADROOM = 256
-"""Tokens a StaticCache may decode in one turn past its context."""
+HEADROOM = 64
+"""Tokens that a turn may decode, for which a StaticCache has room past its context."""
 
 
 class Decoder:
@@ -127,6 +128,7 @@ def run_point(
         [Candidate(n, d.step, d.rewind) for n, d in decoders.items()],
         rounds=args.rounds,
         turn_s=args.turn_s,
+        max_steps=HEADROOM,
     )
     weights = weight_bytes(models["full"])
     full = decoders["static"].kv_bytes * context // (context + HEADROOM)

@@ -150,9 +150,9 @@ class Rounds:
 
 
 def alternate(
-    candidates: Sequence[Candidate], *, rounds: int, turn_s: float, max_rounds: int | None = None
+    candidates: Sequence[Candidate], *, rounds: int, turn_s: float, max_steps: int = 200
 ) -> Rounds:
-    """Time candidates in turn until `rounds` rounds count; at most `max_rounds` (twice as many).
+    """Time candidates in turn until `rounds` rounds count, in at most twice as many.
 
     A turn has as many steps as take `turn_s` seconds, at least 2. The order alternates.
     """
@@ -161,10 +161,9 @@ def alternate(
         trial = Turns(steps=2)
         trial.take(c.step, c.rewind)
         trial.take(c.step, c.rewind)
-        turns[c.name].steps = max(2, min(200, int(turn_s * 1e3 / trial.wall_ms[-1])))
-    limit = max_rounds or 2 * rounds
+        turns[c.name].steps = max(2, min(max_steps, int(turn_s * 1e3 / trial.wall_ms[-1])))
     done, valid = 0, []
-    while done < limit and len(valid) < rounds:
+    while done < 2 * rounds and len(valid) < rounds:
         for c in candidates if done % 2 == 0 else reversed(candidates):
             turns[c.name].take(c.step, c.rewind)
         done += 1
