@@ -240,8 +240,9 @@ RESULTS = {
 
 def test_words_state_where_eviction_loses():
     text = " ".join(demo_words(RESULTS))
-    assert "Eviction loses at 1/8" in text
-    assert "hot set, question seen and late query" in text
+    lost = "rce and snapkv on hot set, question seen and late query."
+    assert f"Eviction loses at 1/8, beyond two standard errors: {lost}" in text
+    assert "Late questions are what rce and snapkv cannot serve" in text
     assert "Late query: full cache 96%; snapkv 40%, rce 20%" in text
     assert "8.0 times less" in text
     assert "snapkv reads the whole prompt" in text
@@ -253,16 +254,26 @@ def test_words_follow_the_figures():
     for cache in better["caches"]:
         cache["tokens_per_s"] = 100.0 / cache["compression"]
     text = " ".join(demo_words(better))
-    assert "on question seen and late query." in text
+    assert "rce on question seen and late query; snapkv on hot set" in text
     assert "Hot set: full cache 96%; rce 97%, snapkv 40%" in text
     assert "None decodes faster" in text
+
+
+def test_words_name_the_policy_that_loses_nothing():
+    one = copy.deepcopy(RESULTS)
+    one["caches"][4]["answers"] = {task: {"right": 95, "total": 100} for task in TASKS}
+    text = " ".join(demo_words(one))
+    assert "No such loss: snapkv." in text
+    assert "Late questions are what rce cannot serve" in text
 
 
 def test_words_claim_no_loss_where_none_shows():
     same = copy.deepcopy(RESULTS)
     for cache in same["caches"]:
         cache["answers"] = {task: {"right": 95, "total": 100} for task in TASKS}
-    assert any(line.startswith("No loss beyond two standard errors") for line in demo_words(same))
+    text = " ".join(demo_words(same))
+    assert "No loss beyond two standard errors" in text
+    assert "Late questions" not in text
 
 
 def test_error_bar_is_never_zero():

@@ -29,8 +29,7 @@ def demo_words(results: dict[str, Any]) -> list[str]:
     slots = [row for row in results["caches"] if row["compression"] == most]
     words = [_bytes(full, slots[0])]
     words += [_answers(task, full, slots) for task in results["tasks"]]
-    losses = [task for task in results["tasks"] if _loses(task, full, slots)]
-    words.append(_losses(losses, most))
+    words += _losses(results["tasks"], full, slots)
     words.append(_perplexity(full, slots))
     words.append(_speed(full, slots))
     words += _selectors(slots)
@@ -74,27 +73,40 @@ def _answers(task: str, full: dict[str, Any], slots: list[dict[str, Any]]) -> st
     )
 
 
-def _loses(task: str, full: dict[str, Any], slots: list[dict[str, Any]]) -> bool:
-    """Tell whether even the best policy is below the full cache by two standard errors."""
-    made = full["answers"][task]
-    best = max((row["answers"][task] for row in slots), key=share)
-    gap = share(made) - share(best)
-    return gap > 2 * math.hypot(binomial_error(made), binomial_error(best))
+def _loses(task: str, full: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Tell whether a cache is below the full one by more than two standard errors."""
+    made, own = full["answers"][task], row["answers"][task]
+    return share(made) - share(own) > 2 * math.hypot(binomial_error(made), binomial_error(own))
 
 
-def _losses(losses: list[str], most: float) -> str:
-    """State plainly where eviction loses."""
-    if not losses:
-        return f"No loss beyond two standard errors shows for the best policy at 1/{most:g}."
-    names = " and ".join(", ".join(TASK_TITLES.get(t, t) for t in losses).rsplit(", ", 1))
-    why = ""
-    if "late_query" in losses:
-        why = (
-            " A fact that nobody has asked for yet draws no attention, so a policy that ranks by "
-            "attention cannot know that it will be needed: where questions come late, keep a full "
-            "cache, or more slots."
+def _losses(tasks: list[str], full: dict[str, Any], slots: list[dict[str, Any]]) -> list[str]:
+    """State plainly where eviction loses, policy by policy."""
+    lost = {row["policy"]: [task for task in tasks if _loses(task, full, row)] for row in slots}
+    at = f"1/{slots[0]['compression']:g}"
+    alike: dict[str, list[str]] = {}
+    for policy, names in lost.items():
+        alike.setdefault(_listed([TASK_TITLES.get(t, t) for t in names]), []).append(policy)
+    unharmed = alike.pop("", [])
+    if not alike:
+        return [f"No loss beyond two standard errors shows at {at}."]
+    words = "; ".join(f"{_listed(policies)} on {names}" for names, policies in alike.items())
+    words = f"Eviction loses at {at}, beyond two standard errors: {words}."
+    if unharmed:
+        words += f" No such loss: {_listed(unharmed)}."
+    said = [words]
+    if late := [policy for policy, names in lost.items() if "late_query" in names]:
+        said.append(
+            f"Late questions are what {_listed(late)} cannot serve at {at}: a fact that nobody has "
+            "asked for yet draws no attention, so nothing that ranks by attention or by age "
+            "knows that it will be needed. Keep a full cache, or more slots, where questions come "
+            "late."
         )
-    return f"Eviction loses at 1/{most:g}, under every policy shown, on {names}.{why}"
+    return said
+
+
+def _listed(names: list[str]) -> str:
+    """Join names as a sentence does."""
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def _perplexity(full: dict[str, Any], slots: list[dict[str, Any]]) -> str:
