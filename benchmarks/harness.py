@@ -1,9 +1,9 @@
 """What the benchmarks share: a random model, caches filled at once, fair rounds, one report.
 
 A round runs every candidate once, in turn, so that what the machine does besides falls on all
-of them. Each turn is timed twice: by the wall and by the process's CPU time. A turn deserves as
-much CPU time per wall time as that candidate's best turn got, and one whole core at least; where
-it got less than 80 % of that, something else was running, and the whole round is void.
+of them. Each turn is timed twice: by the wall and by the process's CPU time. N threads allow N
+seconds of CPU time a second (idle ones of OpenMP spin); where a turn got less than 80 % of that,
+something else was running, and the whole round is void.
 """
 
 from __future__ import annotations
@@ -174,13 +174,10 @@ def alternate(
 
 
 def _valid_rounds(turns: dict[str, Turns], done: int) -> list[int]:
-    """List the rounds in which every turn got the CPU time that its threads allow."""
-    allowed = {name: max(1.0, *t.shares()) for name, t in turns.items()}
-    return [
-        i
-        for i in range(done)
-        if all(t.shares()[i] >= LEAST_SHARE * allowed[name] for name, t in turns.items())
-    ]
+    """List the rounds in which every turn got the CPU time that the threads allow."""
+    least = LEAST_SHARE * torch.get_num_threads()
+    shares = [t.shares() for t in turns.values()]
+    return [i for i in range(done) if all(share[i] >= least for share in shares)]
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
