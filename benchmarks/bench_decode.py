@@ -20,12 +20,13 @@ which policy answers right at which size is the business of `kvmmu demo` and `kv
 
     python benchmarks/bench_decode.py                     the full grid, a few minutes
     python benchmarks/bench_decode.py --quick             one small point, seconds
-    python benchmarks/bench_decode.py --context 16384 --batch 8 --threads 1
+    python benchmarks/bench_decode.py --context 16384 --batch 8 --threads 1 --compile
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ import kvmmu
 from kvmmu import SlotCache
 
 FULL = ("static", "dynamic")
+COMPILED = ", compiled"
 POLICIES = "rce,streaming_llm,h2o,tova,keydiff,random,snapkv"
 HEADROOM = 64
 """Tokens that a turn may decode, for which a StaticCache has room past its context."""
@@ -61,12 +63,18 @@ class Decoder:
     def __init__(
         self, models: dict[str, LlamaForCausalLM], name: str, batch: int, context: int, C: int
     ) -> None:
-        self.model = models["full" if name in FULL else "slots"]
         self.name, self.context = name, context
+        self.kind = name.removesuffix(COMPILED)
+        self.model = models["full" if self.kind in FULL else "slots"]
+        self.forward: Callable[..., Any] = self.model
+        if name != self.kind:
+            self.forward = torch.compile(self.model, fullgraph=True, dynamic=False)
         self.token = torch.randint(0, 8192, (batch, 1))
         restart_peak()
         before = resident_bytes()
         self.cache = self._make(batch, C)
+        for _ in range(2 * (name != self.kind)):
+            self.step()  # compiles
         restart_peak()  # how the cache was filled does not count
         self.step()
         self.rewind()
@@ -76,13 +84,13 @@ class Decoder:
     def _make(self, batch: int, C: int) -> Any:
         """Make a cache that holds its tokens."""
         config, dtype = self.model.config, self.model.dtype
-        if self.name == "dynamic":
+        if self.kind == "dynamic":
             cache = DynamicCache(config=config)
             for i in range(config.num_hidden_layers):
                 kv = torch.randn(2, batch, config.num_key_value_heads, self.context, 64)
                 cache.update(*kv.to(dtype), i)
             return cache
-        if self.name == "static":
+        if self.kind == "static":
             cache = StaticCache(config=config, max_cache_len=self.context + HEADROOM)
             cache.early_initialization(
                 batch, config.num_key_value_heads, 64, dtype, torch.device("cpu")
@@ -92,23 +100,23 @@ class Decoder:
                 layer.values.normal_()
                 layer.cumulative_length.fill_(self.context)
             return cache
-        cache = SlotCache.for_model(self.model, C, batch_size=batch, policy=self.name)
+        cache = SlotCache.for_model(self.model, C, batch_size=batch, policy=self.kind)
         prompt = torch.randint(0, 8192, (batch, C))
         self.model(prompt, past_key_values=cache, logits_to_keep=1)
         return cache
 
     def step(self) -> None:
         """Decode one token."""
-        logits = self.model(self.token, past_key_values=self.cache).logits
+        logits = self.forward(self.token, past_key_values=self.cache).logits
         self.token = logits[:, -1:].argmax(-1)
 
     def rewind(self) -> None:
         """Go back to S tokens; a SlotCache is the same size anyway."""
-        if self.name == "dynamic":
+        if self.kind == "dynamic":
             more = self.cache.get_seq_length() - self.context
             if more:
                 self.cache.crop(-more)
-        elif self.name == "static":
+        elif self.kind == "static":
             for layer in self.cache.layers:
                 layer.cumulative_length.fill_(self.context)
 
@@ -121,6 +129,7 @@ def run_point(
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Time every candidate at one batch and context."""
+    torch.compiler.reset()
     decoders = {}
     for name in names:
         decoders[name] = Decoder(models, name, batch, context, args.num_slots)
@@ -147,7 +156,7 @@ def run_point(
 def _row(d: Decoder, rounds: Rounds, batch: int, weights: int, full: int) -> dict[str, Any]:
     """Collect one candidate's figures."""
     wall = rounds.wall_ms(d.name)
-    is_full = d.name in FULL
+    is_full = d.kind in FULL
     return {
         "cache": d.name,
         "tokens_per_s": batch * 1e3 / wall,
@@ -211,6 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count")
     parser.add_argument("--turn-s", type=float, default=0.5, help="seconds a candidate and round")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, minutes more")
     parser.add_argument("--quick", action="store_true", help="one small point")
     args = parser.parse_args()
     if args.quick:
@@ -225,6 +235,8 @@ def main() -> None:
         grid = [(b, s) for b in args.batch for s in args.context]
         for batch, context in grid:
             names = [*FULL, policies[0]]
+            if args.compile:
+                names += ["static" + COMPILED, policies[0] + COMPILED]
             points.append(run_point(models, names, batch, context, args))
             show(points[-1])
         if len(policies) > 1:
