@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import time
@@ -27,6 +28,7 @@ def peak_nbytes(model: Any, stream: Stream, setting: Setting, *, num_steps: int 
     Every allocation and release of torch's CPU allocator is counted (torch.profiler), those
     inside operators included; the process's own figure would depend on what ran before it.
     """
+    gc.collect()  # or an earlier run's cache, released late, would be counted as given back
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces itself on stderr
     B, first = stream.ids.shape[0], stream.num_context
     with ExitStack() as stack:
