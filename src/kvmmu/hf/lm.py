@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,15 +18,22 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from kvmmu.budgets.base import Budget
+from kvmmu.codecs.base import Codec
+from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
-from kvmmu.hf.record import record
+from kvmmu.hf.options import CacheOptions, Granularity, Positions
+from kvmmu.hf.record import masses_nbytes, record
 from kvmmu.hf.support import describe
-from kvmmu.policies.base import Policy
+from kvmmu.policies.base import POLICIES, Policy
 
 __all__ = ["LM", "list_models", "load", "model_path"]
 
 _SHIPPED = Path(str(files("kvmmu") / "models"))
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OURS = ("inputs", "input_ids", "attention_mask", "past_key_values")
+"""Arguments of transformers' generate() that LM.generate sets itself."""
 
 
 def list_models() -> list[str]:
@@ -59,35 +68,94 @@ def load(
     *,
     compression: float | None = None,
     policy: str | Policy = "rce",
-    device: str = "cpu",
-    dtype: str = "float32",
-    **parts: Any,
+    budget: str | Budget = "uniform",
+    codec: str | Codec = "plain",
+    num_sinks: int | None = None,
+    window: int | None = None,
+    granularity: Granularity = "head",
+    positions: Positions = "original",
+    chunk_size: int | None = None,
+    kernel: str | None = None,
+    allow_extrapolation: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
 ) -> LM:
     """Load a model and its tokenizer; safetensors only, no remote code.
 
     Each generation gets a cache of `num_slots` slots, or of ceil((prompt + new tokens) /
-    compression), or, with neither, a full one. `parts` are SlotCache's other arguments.
-    Raises ValueError or UnsupportedModelError.
+    compression), or, with neither, a full one, which takes no option of a SlotCache but
+    `allow_extrapolation`. Raises ValueError, TypeError or UnsupportedModelError.
     """
+    parts: dict[str, Any] = {
+        "policy": policy,
+        "budget": budget,
+        "codec": codec,
+        "num_sinks": num_sinks,
+        "window": window,
+        "granularity": granularity,
+        "positions": positions,
+        "chunk_size": chunk_size,
+        "kernel": kernel,
+        "allow_extrapolation": allow_extrapolation,
+    }
+    _check_options(num_slots, compression, parts)
+    kind, place = _dtype(dtype), _device(device)
+    path = model_path(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = model.to(place).eval()
+    if num_slots is not None:
+        SlotCache.for_model(model, num_slots, **parts)  # refuse now, not later
+    elif compression is not None:
+        describe(model)
+    return LM(model, tokenizer, num_slots, compression, parts)
+
+
+def _check_options(num_slots: int | None, compression: float | None, parts: dict[str, Any]) -> None:
+    """Refuse wrong options before the model is read. Raises ValueError or TypeError."""
     if num_slots is not None and compression is not None:
         raise ValueError(
             f"at most one of num_slots and compression may be given, got {num_slots!r} and "
             f"{compression!r}"
         )
-    if compression is not None and not compression >= 1:
+    is_number = isinstance(compression, int | float) and not isinstance(compression, bool)
+    if compression is not None and not (is_number and 1 <= compression < math.inf):
         raise ValueError(f"compression must be at least 1, got {compression!r}")
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+    any_slots = 2**40 if num_slots is None else num_slots  # not known yet: none is too large
+    CacheOptions.make(any_slots, None, merger=None, **parts)
+    if num_slots is not None or compression is not None:
+        return
+    default = {"policy": POLICIES.make("rce"), "budget": "uniform", "codec": "plain"}
+    default |= {"granularity": "head", "positions": "original"}
+    asked = parts | {"policy": POLICIES.make(parts["policy"])}
+    given = [
+        key
+        for key, value in asked.items()
+        if key != "allow_extrapolation" and value != default.get(key)
+    ]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} must go with num_slots or compression, got neither: a full "
+            "cache evicts nothing"
+        )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the dtype of a name or itself. Raises ValueError for another one."""
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(name, str) or name not in _DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    path = model_path(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = model.to(device).eval()
-    if num_slots is not None:
-        SlotCache.for_model(model, num_slots, policy=policy, **parts)  # refuse now, not later
-    elif compression is not None:
-        describe(model)
-    return LM(model, tokenizer, num_slots, compression, {"policy": policy, **parts})
+    return _DTYPES[name]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Return a device that torch has here. Raises ValueError for another one."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, got {str(device)!r}; try 'cpu'"
+        ) from error
 
 
 @dataclass
@@ -103,6 +171,7 @@ class LM:
     compression: float | None = None
     parts: dict[str, Any] = field(default_factory=dict)
     cache: SlotCache | None = None
+    _busy: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def encode(self, text: str | list[str]) -> dict[str, Tensor]:
         """Tokenize texts, padded on the left. -> input_ids, attention_mask [B,S]."""
@@ -117,13 +186,23 @@ class LM:
         return {key: made[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
 
     def make_cache(self, num_tokens: int, *, batch_size: int = 1) -> SlotCache | None:
-        """Make the cache for rows of `num_tokens` tokens, prompt and new ones; None if full."""
-        num_slots = self.num_slots
-        if self.compression is not None:
-            num_slots = math.ceil(num_tokens / self.compression)
-        if num_slots is None:
-            return None
-        return SlotCache.for_model(self.model, num_slots, batch_size=batch_size, **self.parts)
+        """Make the cache for rows of `num_tokens` tokens, prompt and new ones; None if full.
+
+        Raises CapacityError if the rows get longer than what the model was trained on.
+        """
+        self._check_length(num_tokens)
+        if self.compression is None:
+            if self.num_slots is None:
+                return None
+            return self._slots(self.num_slots, batch_size)
+        num_slots = math.ceil(num_tokens / self.compression)
+        try:
+            return self._slots(num_slots, batch_size)
+        except ValueError as error:
+            raise ValueError(
+                f"compression {self.compression:g} of {num_tokens} tokens makes {num_slots} slots: "
+                f"{error}; or lower compression"
+            ) from error
 
     def generate(
         self,
@@ -132,22 +211,69 @@ class LM:
         max_new_tokens: int = 100,
         streamer: BaseStreamer | None = None,
         trace: str | os.PathLike[str] | None = None,
+        masses: bool = False,
         **sampling: Any,
-    ) -> str:
+    ) -> str | list[str]:
         """Continue a prompt; returns the new text. Greedy unless `sampling` says otherwise.
 
-        `trace` names a file for the KV-MMU's events; `sampling` goes to transformers' generate().
-        Raises ValueError for an empty prompt, or a trace of a full cache.
+        `trace` names a file for the KV-MMU's events, `masses` adds the attention mass of every
+        slot (RCE(fixed_point=True) only) and warns beforehand of how many bytes that takes.
+        `sampling` goes to transformers' generate(); num_return_sequences > 1 returns a list.
+        Raises ValueError, TypeError or CapacityError, IntegrityError while a stream is open.
         """
+        with self.turn():
+            made = self.run(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                trace=trace,
+                masses=masses,
+                **sampling,
+            )
+        return made if len(made) > 1 else made[0]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the model for one generation. Raises IntegrityError if another one holds it."""
+        if not self._busy.acquire(blocking=False):
+            raise IntegrityError(
+                "an LM must run one generation at a time, got a second one while the first is "
+                "not finished; exhaust the stream, or call its close()"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def run(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        streamer: BaseStreamer | None,
+        trace: str | os.PathLike[str] | None = None,
+        masses: bool = False,
+        **sampling: Any,
+    ) -> list[str]:
+        """Do what `generate` says, within a `turn`; one text per sequence asked for."""
+        if not isinstance(prompt, str):
+            raise TypeError(
+                f"prompt must be one str, got {type(prompt).__name__}; call it for each"
+            )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if masses and trace is None:
+            raise ValueError("masses must go with trace, got no file to write them to")
+        batch = _num_rows(self.model, sampling)
         inputs: dict[str, Any] = dict(self.encode(prompt))
         length = inputs["input_ids"].shape[1]
-        self.cache = self.make_cache(length + max_new_tokens)
+        self.cache = self.make_cache(length + max_new_tokens, batch_size=batch)
         if trace is not None and self.cache is None:
             raise ValueError("a trace needs a SlotCache; give num_slots or compression")
-        options: dict[str, Any] = {"do_sample": False} | sampling | inputs
+        greedy = {} if "generation_config" in sampling else {"do_sample": False}
+        options: dict[str, Any] = greedy | sampling | inputs
         options |= {"max_new_tokens": max_new_tokens, "streamer": streamer}
+        options["return_dict_in_generate"] = False
         model: Any = self.model
         with ExitStack() as stack:
             if self.cache is not None:
@@ -156,13 +282,57 @@ class LM:
                 options["prefill_chunk_size"] = self.cache.prefill_chunk_size
                 if trace is not None:
                     name = Path(str(self.model.name_or_path)).name or None
-                    stack.enter_context(record(self.cache, trace, model_name=name))
+                    recording = record(self.cache, trace, model_name=name, masses=masses)
+                    if masses:
+                        size = masses_nbytes(self.cache, length, max_new_tokens=max_new_tokens)
+                        warnings.warn(
+                            f"the masses take up to {size} bytes before compression",
+                            UserWarning,
+                            stacklevel=3,
+                        )
+                    stack.enter_context(recording)
             ids = model.generate(**options)
-        text: str = self.tokenizer.decode(ids[0, length:], skip_special_tokens=True)
-        return text
+        texts: list[str] = self.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+        return texts
+
+    def _slots(self, num_slots: int, batch_size: int) -> SlotCache:
+        return SlotCache.for_model(self.model, num_slots, batch_size=batch_size, **self.parts)
+
+    def _check_length(self, num_tokens: int) -> None:
+        """Refuse what the model was not trained for; the last new token is never fed to it."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        limit = getattr(config, "max_position_embeddings", None)
+        is_free = self.parts.get("allow_extrapolation") or self.parts.get("positions") == "in_cache"
+        if is_free or not limit or num_tokens - 1 <= limit:
+            return
+        raise CapacityError(
+            f"prompt and new tokens must be at most {limit + 1} (the model's trained positions "
+            f"and one), got {num_tokens}; shorten them, or give num_slots and "
+            "positions='in_cache', or allow_extrapolation=True"
+        )
 
     def stream(self, prompt: str, *, max_new_tokens: int = 100, **sampling: Any) -> Iterator[str]:
         """Continue a prompt piece by piece, as `generate` does; leave early to stop."""
         from kvmmu.hf.stream import pieces
 
         yield from pieces(self, prompt, max_new_tokens=max_new_tokens, **sampling)
+
+
+def _num_rows(model: PreTrainedModel, sampling: dict[str, Any]) -> int:
+    """Count the rows that generate() runs for a prompt. Raises ValueError for what is ours."""
+    ours = sorted(sampling.keys() & set(_OURS))
+    if ours:
+        raise ValueError(f"{ours[0]} must not be given: LM.generate makes it from the prompt")
+    config = sampling.get("generation_config")
+    if sampling.get("return_dict_in_generate") or getattr(config, "return_dict_in_generate", False):
+        raise ValueError(
+            "return_dict_in_generate must not be given: LM.generate returns text; call "
+            "lm.model.generate inside kvmmu.enabled(lm.model)"
+        )
+    rows = 1
+    for name in ("num_beams", "num_return_sequences"):
+        value = sampling.get(name)
+        for source in (config, model.generation_config):
+            value = getattr(source, name, None) if value is None else value
+        rows = max(rows, value or 1)
+    return rows

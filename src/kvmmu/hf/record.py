@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvmmu import __version__
+from kvmmu import __version__, trace
 from kvmmu.errors import IntegrityError
 from kvmmu.hf.cache import SlotCache
 from kvmmu.policies.base import Policy
@@ -14,7 +15,7 @@ from kvmmu.policies.rce import RCE
 from kvmmu.slots.recorder import Recorder
 from kvmmu.trace import TraceHeader, TraceWriter
 
-__all__ = ["record", "trace_header"]
+__all__ = ["masses_nbytes", "record", "trace_header"]
 
 
 @contextmanager
@@ -49,6 +50,18 @@ def record(
             cache.recorder = None
             for mmu in cache.mmus:
                 mmu.observer = None
+
+
+def masses_nbytes(cache: SlotCache, num_prompt: int, *, max_new_tokens: int) -> int:
+    """Bytes that the masses of one generation take at most, before compression."""
+    size = min(num_prompt, cache.options.chunk_size)
+    return trace.masses_nbytes(
+        cache.geometry,
+        max_new_tokens,
+        granularity=cache.options.granularity,
+        num_chunks=math.ceil(num_prompt / size),
+        chunk_size=size,
+    )
 
 
 def trace_header(cache: SlotCache, *, model_name: str | None = None) -> TraceHeader:

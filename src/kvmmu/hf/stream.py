@@ -32,14 +32,15 @@ def pieces(lm: LM, prompt: str, *, max_new_tokens: int, **sampling: Any) -> Iter
     streamer = TextIteratorStreamer(lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = threading.Event()
     failure: list[BaseException] = []
+    criteria = _criteria(sampling.pop("stopping_criteria", None), _Until(stop))
 
     def run() -> None:
         try:
-            lm.generate(
+            lm.run(
                 prompt,
                 max_new_tokens=max_new_tokens,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([_Until(stop)]),
+                stopping_criteria=criteria,
                 **sampling,
             )
         except BaseException as error:
@@ -47,13 +48,20 @@ def pieces(lm: LM, prompt: str, *, max_new_tokens: int, **sampling: Any) -> Iter
             streamer.end()
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        for piece in streamer:
-            if piece:
-                yield piece
-    finally:
-        stop.set()
-        thread.join()
+    with lm.turn():  # until the caller has taken the last piece, or leaves
+        thread.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    yield piece
+        finally:
+            stop.set()
+            thread.join()
     if failure:
         raise failure[0]
+
+
+def _criteria(given: Any, ours: StoppingCriteria) -> StoppingCriteriaList:
+    """Join the caller's criteria, one or a list, with ours."""
+    theirs = [] if given is None else list(given) if isinstance(given, list) else [given]
+    return StoppingCriteriaList([*theirs, ours])
