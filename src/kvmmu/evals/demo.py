@@ -47,9 +47,9 @@ class Plan:
 
     @classmethod
     def quick(cls) -> Plan:
-        """Return a shorter demonstration: fewer questions, wider error bars."""
-        rows = (("hot_set", 3), ("question_seen", 20), ("late_query", 8))
-        return cls(rows=rows, num_pages=8, num_scored=50, more_compressions=())
+        """Return a shorter demonstration: shorter texts, fewer questions, wider error bars."""
+        rows = (("hot_set", 4), ("question_seen", 24), ("late_query", 10))
+        return cls(384, rows, num_pages=8, num_scored=50, more_compressions=())
 
     @property
     def settings(self) -> tuple[Setting, ...]:
