@@ -168,21 +168,25 @@ class _EndAt(LogitsProcessor):
         return scores
 
 
+@pytest.mark.parametrize("pads", [(0, 7, 15), (0, 0, 0)], ids=["padded", "equally_long"])
 @pytest.mark.parametrize("pad_token_id", [0, 2])
 @pytest.mark.parametrize("num_slots", [80, 16])
-def test_a_row_that_has_ended_keeps_no_pads(num_slots: int, pad_token_id: int) -> None:
+def test_a_row_that_has_ended_keeps_no_pads(
+    num_slots: int, pad_token_id: int, pads: tuple[int, int, int]
+) -> None:
     """Row 1 ends after 3 tokens, row 2 after 10; they are fed pads (0), or eos again (2)."""
     model = make("llama", eos_token_id=2, pad_token_id=pad_token_id)
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = pad_token_id
-    ids, mask = prompt()
+    ids, mask = prompt(pads=pads)
     ids[mask == 0] = pad_token_id
     how = {"attention_mask": mask, "logits_processor": [_EndAt(40, 2, [99, 3, 10])]}
     cache = _cache(num_slots, num_sinks=2)
     got = ours(model, cache, ids, **how)
     cache.check_integrity()
     # prompt, new tokens, the end-of-sequence token; the last token of row 0 is never fed
-    lengths = [40 + 23, 33 + 3 + 1, 25 + 10 + 1]
+    news = (23, 3 + 1, 10 + 1)
+    lengths = [40 - pad + new for pad, new in zip(pads, news, strict=True)]
     assert cache.mmus[0].table.num_seen.tolist() == lengths
     assert cache.num_evicted.tolist() == [[max(0, n - num_slots) for n in lengths]] * 2
     if num_slots == 80:
@@ -226,3 +230,61 @@ def test_a_row_that_has_ended_takes_part_in_the_next_turn(
     if says_pads:  # the full cache, too, then leaves the pads out
         want = talk(lambda c, x, **how: full(model, x, past_key_values=c, **how), DynamicCache())
         assert torch.equal(got.sequences, want.sequences)
+
+
+@pytest.mark.parametrize("prefill_chunk_size", [None, 1, 2, 3, 4, 5])
+def test_a_start_token_that_is_also_end_and_pad_is_kept(prefill_chunk_size: int | None) -> None:
+    """GPT-2 and GPT-NeoX have one token for all three; pads and starts then look alike."""
+    model = make("llama")
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
+    ids, mask = prompt(20, pads=(0, 3, 7))
+    ids[mask == 0] = 2
+    for row, pad in enumerate((0, 3, 7)):
+        ids[row, pad] = 2
+    how = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8}
+    want = full(model, ids, **how)
+    got = ours(model, _cache(), ids, prefill_chunk_size=prefill_chunk_size, **how)
+    assert torch.equal(got.sequences, want.sequences)
+
+
+@pytest.mark.parametrize("call", [1, 4, 5, 24])
+def test_a_bare_forward_keeps_every_token_that_its_mask_calls_real(call: int) -> None:
+    model = make("llama")
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
+    ids, mask = prompt(24, pads=(0, 4))
+    ids[:, 10:13] = 2  # ends in the middle of a text, as in packed documents
+    ids[1, :5] = 2
+    cache, logits = _cache(), []
+    with kvmmu.enabled(model), torch.no_grad():
+        for a in range(0, 24, call):
+            b = min(24, a + call)
+            out = model(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache)
+            logits.append(out.logits)
+    assert cache.mmus[0].table.num_seen.tolist() == [24, 20]
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask).logits
+    real = mask.bool()
+    assert torch.allclose(torch.cat(logits, 1)[real], want[real], atol=1e-5)
+
+
+def test_ends_that_generate_alone_knows_can_be_told_to_the_cache() -> None:
+    model = make("llama")
+    model.generation_config.eos_token_id = None
+    ids, mask = prompt()
+    cache = _cache(eos_token_id=5, pad_token_id=0)
+    ends = [_EndAt(40, 5, [99, 3, 10])]
+    ours(
+        model, cache, ids, attention_mask=mask, logits_processor=ends,
+        eos_token_id=5, pad_token_id=0,
+    )  # fmt: skip
+    assert cache.mmus[0].table.num_seen.tolist() == [40 + 23, 33 + 4, 25 + 11]
+
+
+def test_a_row_that_seemed_to_end_and_goes_on_is_refused() -> None:
+    """With one token for end and pad, two in a row in a prompt fed one by one look like an end."""
+    model = make("llama")
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
+    ids, mask = prompt(20, pads=(0, 3))
+    ids[0, 8:10] = 2
+    with pytest.raises(ValueError, match="row 0 must not go on after an end-of-sequence"):
+        ours(model, _cache(), ids, attention_mask=mask, prefill_chunk_size=1)

@@ -230,3 +230,42 @@ def test_a_call_by_position_is_understood() -> None:
         model.model(ids, mask, None, a)
         model.model(input_ids=ids, attention_mask=mask, past_key_values=b)
     assert torch.equal(a.positions(1), b.positions(1))
+
+
+def test_one_object_may_be_entered_twice() -> None:
+    model = make("llama")
+    before = model.config._attn_implementation
+    ids, _ = prompt(8, pads=(0,))
+    both = enabled(model)
+    with both:
+        with both:
+            pass
+        with torch.no_grad():
+            model(ids, past_key_values=SlotCache(16))
+    assert model.config._attn_implementation == before
+
+
+def test_the_last_to_leave_restores_the_model_whatever_the_order() -> None:
+    model = make("llama")
+    before = model.config._attn_implementation
+    ids, _ = prompt(8, pads=(0,))
+    first, second = enabled(model), enabled(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with torch.no_grad():
+        model(ids, past_key_values=SlotCache(16))
+    second.__exit__(None, None, None)
+    assert model.config._attn_implementation == before
+    assert not model._forward_pre_hooks
+    assert not model.model._forward_pre_hooks
+
+
+def test_models_that_share_a_configuration_can_both_be_enabled() -> None:
+    one = make("llama")
+    two, before = type(one)(one.config).eval(), one.config._attn_implementation
+    ids, _ = prompt(8, pads=(0,))
+    with enabled(one), enabled(two), torch.no_grad():
+        one(ids, past_key_values=SlotCache(16))
+        two(ids, past_key_values=SlotCache(16))
+    assert one.config._attn_implementation == before

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from kvmmu.budgets.base import Budget
 from kvmmu.codecs.base import Codec
-from kvmmu.errors import IntegrityError
+from kvmmu.errors import CapacityError, IntegrityError, UnsupportedModelError
 from kvmmu.geometry import CacheGeometry
-from kvmmu.hf.handoff import current
+from kvmmu.hf.handoff import current, running_model
+from kvmmu.hf.layer import SlotLayer
 from kvmmu.hf.options import CacheOptions, Granularity, Positions
 from kvmmu.hf.support import ModelShape, describe
 from kvmmu.kernels import dispatch
@@ -26,41 +27,15 @@ from kvmmu.slots.recorder import Recorder
 __all__ = ["SlotCache"]
 
 
-class SlotLayer(CacheLayerMixin):
-    """One layer of a SlotCache, in transformers' words; its KV-MMU does the work."""
-
-    is_sliding = False
-    is_croppable = False
-    is_compileable = False
-    supports_early_init = False
-
-    def __init__(self, cache: SlotCache, layer_idx: int, mmu: KVMMU) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.is_initialized = True
-        self._cache = cache
-        self._layer_idx = layer_idx
-        self.mmu = mmu
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: a SlotCache allocates when it is bound."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Leave the new tokens for the attention function. k, v [B,Hkv,Q,D] -> the same."""
-        return self._cache.update(key_states, value_states, self._layer_idx)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the length that a mask would have if there were one, and its offset 0."""
-        return self._cache.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Count the columns seen, pads included: the logical length."""
-        return self._cache.get_seq_length()
-
-    def get_max_length(self) -> int:
-        """Return -1: the logical length has no limit of the cache's."""
-        return -1
+_ROWS = {
+    "num_attended": torch.int64,  # columns that the mask has called real
+    "num_skipped": torch.int64,  # pads fed since the row's last real token
+    "offset": torch.int64,  # RoPE place minus logical position
+    "was_eos": torch.bool,  # the last token was an end-of-sequence that was fed alone
+    "is_finished": torch.bool,  # the last token was a pad after the row's end
+    "has_ended": torch.bool,  # so it was at some time
+}
+"""Counters of each row of the batch (see forward.py)."""
 
 
 class SlotCache(Cache):
@@ -77,6 +52,8 @@ class SlotCache(Cache):
         chunk_size   T, tokens attended to at once in a prefill           default min(256, C)
         budget, codec, merger, kernel    the other exchangeable parts
         allow_extrapolation              go past the model's trained length
+        eos_token_id, pad_token_id       those of generate(), if not the model's own: rows of a
+                                         batch that have ended are fed pads, which are not kept
 
     Raises ValueError with what must hold, what was given and what to do.
     """
@@ -97,6 +74,8 @@ class SlotCache(Cache):
         chunk_size: int | None = None,
         kernel: str | None = None,
         allow_extrapolation: bool = False,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
     ) -> None:
         super().__init__(layers=[])
         self.options = CacheOptions.make(
@@ -118,10 +97,13 @@ class SlotCache(Cache):
         self.is_in_forward = False
         self.shape: ModelShape | None = None
         self.batch = 0
+        self._mmus: list[KVMMU] = []
         self.columns = torch.zeros((), dtype=torch.int64)
         self.rows: dict[str, Tensor] = {}
+        self._end = (eos_token_id, pad_token_id)
         self.eos_ids: Tensor | None = None
         self.pad_id: int | None = None
+        self.is_end_pad = False
         self.recorder: Recorder | None = None
         self._scratch: dict[tuple[Any, ...], Tensor] = {}
 
@@ -169,7 +151,7 @@ class SlotCache(Cache):
     @property
     def mmus(self) -> list[KVMMU]:
         """The KV-MMU of each layer, first layer first."""
-        return [layer.mmu for layer in self.layers if isinstance(layer, SlotLayer)]
+        return self._mmus
 
     @property
     def is_bound(self) -> bool:
@@ -241,11 +223,13 @@ class SlotCache(Cache):
         self.bind_shape(describe(model), batch=batch)
         self.attach(model)
         config = getattr(model, "generation_config", None)  # a bare decoder has none
-        eos = None if config is None else config.eos_token_id
+        eos, pad = self._end
+        eos = getattr(config, "eos_token_id", None) if eos is None else eos
         self.eos_ids = None if eos is None else torch.tensor(eos, device=model.device).view(-1)
-        self.pad_id = None if config is None else config.pad_token_id
+        self.pad_id = getattr(config, "pad_token_id", None) if pad is None else pad
         if self.pad_id is None and self.eos_ids is not None:  # generate() falls back to it too
             self.pad_id = int(self.eos_ids[0])
+        self.is_end_pad = self.eos_ids is not None and self.pad_id in self.eos_ids.tolist()
 
     def bind_shape(self, shape: ModelShape, *, batch: int) -> None:
         """Allocate for a model's shape, as `bind` does. Raises CapacityError or ValueError."""
@@ -269,33 +253,43 @@ class SlotCache(Cache):
                 f"the batch must stay {self.batch} while a trace is recorded, got {batch}; give "
                 "SlotCache.for_model the batch_size"
             )
-        shape = self._bound()
-        options, kernel = self.options, dispatch.resolve(self.options.kernel)
-        with torch.inference_mode(mode=False):
-            mmus = [
-                KVMMU(
-                    spec,
-                    options.policy,
-                    options.codec,
-                    kernel,
-                    batch=batch,
-                    dtype=shape.dtype,
-                    device=shape.device,
-                )
-                for spec in options.layer_specs(shape)
-            ]
-            self.layers = [SlotLayer(self, i, mmu) for i, mmu in enumerate(mmus)]
-            self.columns = torch.zeros((), dtype=torch.int64, device=shape.device)
-            self.rows = {
-                "num_attended": torch.zeros(batch, dtype=torch.int64, device=shape.device),
-                "num_skipped": torch.zeros(batch, dtype=torch.int64, device=shape.device),
-                "offset": torch.zeros(batch, dtype=torch.int64, device=shape.device),
-                "was_eos": torch.zeros(batch, dtype=torch.bool, device=shape.device),
-                "is_finished": torch.zeros(batch, dtype=torch.bool, device=shape.device),
-                "has_ended": torch.zeros(batch, dtype=torch.bool, device=shape.device),
-            }
-        self._scratch = {}
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch!r}")
+        try:
+            with torch.inference_mode(mode=False):
+                self._make_tensors(self._bound(), batch)
+        except (RuntimeError, MemoryError) as error:  # torch says either when memory is short
+            self.layers, self._mmus, self.shape = [], [], None
+            raise CapacityError(
+                f"the cache must fit in memory, got num_slots={self.num_slots} for {batch} rows: "
+                f"{str(error).splitlines()[0]}; lower num_slots"
+            ) from None
         self.batch = batch
+
+    def _make_tensors(self, shape: ModelShape, batch: int) -> None:
+        """Allocate slots, row counters and the buffer that beams are reordered through."""
+        options, kernel = self.options, dispatch.resolve(self.options.kernel)
+        mmus = [
+            KVMMU(
+                spec,
+                options.policy,
+                options.codec,
+                kernel,
+                batch=batch,
+                dtype=shape.dtype,
+                device=shape.device,
+            )
+            for spec in options.layer_specs(shape)
+        ]
+        self._mmus = mmus
+        self.layers = [SlotLayer(self, i, mmu) for i, mmu in enumerate(mmus)]
+        self.columns = torch.zeros((), dtype=torch.int64, device=shape.device)
+        self.rows = {
+            name: torch.zeros(batch, dtype=dtype, device=shape.device)
+            for name, dtype in _ROWS.items()
+        }
+        shared = {(tuple(t.shape), t.dtype): t for t in self._row_tensors() if batch > 1}
+        self._scratch = {key: torch.empty_like(t) for key, t in shared.items()}
 
     def _bound(self) -> ModelShape:
         """Return the model's shape. Raises IntegrityError before binding."""
@@ -316,15 +310,21 @@ class SlotCache(Cache):
         Raises IntegrityError outside `kvmmu.enabled(model)`.
         """
         forward = current()
+        kind = running_model()
+        if forward is None and kind is not None:
+            raise UnsupportedModelError(
+                f"model type {kind!r} is not supported: its layers do not run in the module that "
+                "its get_decoder() names"
+            )
         if forward is None or forward.cache is not self:
             raise IntegrityError(
                 "a SlotCache must be used inside `with kvmmu.enabled(model):`, got a forward "
                 "outside of it"
             )
         if forward.keys is not None:
-            raise IntegrityError(
-                f"layer {forward.layer_idx} must attend through kvmmu before layer {layer_idx} is "
-                "updated, got another attention function; enable the model that runs"
+            raise UnsupportedModelError(
+                f"layer {forward.layer_idx} must attend through transformers' attention interface "
+                f"before layer {layer_idx} is updated, got an attention function of its own"
             )
         forward.layer_idx, forward.keys, forward.values = layer_idx, key_states, value_states
         return key_states, value_states
@@ -390,12 +390,10 @@ class SlotCache(Cache):
         if self.recorder is not None:
             self.recorder.lanes("reorder", sources=beam_idx)
         for tensor in self._row_tensors():
-            key = (tuple(tensor.shape), tensor.dtype)
-            if key not in self._scratch:
-                with torch.inference_mode(mode=False):
-                    self._scratch[key] = torch.empty_like(tensor)
-            torch.index_select(tensor, 0, beam_idx.to(tensor.device), out=self._scratch[key])
-            tensor.copy_(self._scratch[key])
+            if self.batch > 1:  # of one row there is one order
+                buffer = self._scratch[tuple(tensor.shape), tensor.dtype]
+                torch.index_select(tensor, 0, beam_idx.to(tensor.device), out=buffer)
+                tensor.copy_(buffer)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""

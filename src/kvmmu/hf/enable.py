@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -21,15 +22,19 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvmmu.errors import IntegrityError, UnsupportedModelError
+from kvmmu.errors import UnsupportedModelError
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.forward import finish, prepare
-from kvmmu.hf.handoff import Forward, current, set_current
+from kvmmu.hf.handoff import Forward, current, enter_model, set_current
 from kvmmu.hf.support import decoder_of, describe
 
 __all__ = ["enabled"]
 
 _ORIGINALS = ("sdpa", "eager")
+_SWITCH = "_kvmmu_switch"
+"""Where an enabled model's _Switch stands among its attributes; gone when it is restored."""
+
+_LOCK = threading.Lock()
 _HARMLESS = frozenset(
     {
         "position_ids",
@@ -47,54 +52,52 @@ _HARMLESS = frozenset(
 """Arguments that reach an attention function and do not change what it computes."""
 
 
-class enabled:
-    """Let `model` use a SlotCache within a with statement; several may be open at once.
+class _Switch:
+    """One enabled model: its hooks, the attention it had, and how often it was enabled."""
 
-    Raises UnsupportedModelError if the model cannot be done exactly.
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.depth = 0
+        self._found: str = model.config._attn_implementation
+        original = self._found.removeprefix("kvmmu_")  # models may share one configuration
+        if original not in _ORIGINALS:
+            raise UnsupportedModelError(
+                f"attn_implementation must be one of {', '.join(map(repr, _ORIGINALS))}, "
+                f"got {original!r}; call model.set_attn_implementation('sdpa') first"
+            )
+        name = f"kvmmu_{original}"
+        AttentionInterface.register(name, _attention_over(original))
+        AttentionMaskInterface.register(name, _mask_over(original))
+        model.set_attn_implementation(name)
+        self._handles = _hooks(model)
+
+    def undo(self, model: PreTrainedModel) -> None:
+        """Give the model its attention back."""
+        for handle in self._handles:
+            handle.remove()
+        set_current(None)
+        enter_model(None)
+        model.set_attn_implementation(self._found)
+
+
+class enabled:
+    """Let `model` use a SlotCache within a with statement.
+
+    Several may be open at once, on one model too: the last to close restores it. Raises
+    UnsupportedModelError if the model cannot be done exactly.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         describe(model)
         self._model = model
-        self._original = ""
-        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> PreTrainedModel:
         """Enable the model and return it."""
-        self._original = self._model.config._attn_implementation
-        if self._original.startswith("kvmmu_"):
-            return self._model  # nested: the outer one restores the model
-        if self._original not in _ORIGINALS:
-            raise UnsupportedModelError(
-                f"attn_implementation must be one of {', '.join(map(repr, _ORIGINALS))}, "
-                f"got {self._original!r}; call model.set_attn_implementation('sdpa') first"
-            )
-        name = f"kvmmu_{self._original}"
-        AttentionInterface.register(name, _attention_over(self._original))
-        AttentionMaskInterface.register(name, _mask_over(self._original))
-        self._model.set_attn_implementation(name)
-        decoder = decoder_of(self._model)
-        names = list(inspect.signature(decoder.forward).parameters)
-
-        def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            call = dict(zip(names, args, strict=False)) | kwargs
-            cache = call.get("past_key_values")
-            if not isinstance(cache, SlotCache):
-                set_current(None)
-                return None
-            set_current(prepare(self._model, cache, call))
-            return (), call
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            forward = current()
-            set_current(None)  # after a failure too, where there is no output
-            if forward is not None and output is not None:
-                finish(forward)
-
-        self._handles = [
-            decoder.register_forward_pre_hook(before, with_kwargs=True),
-            decoder.register_forward_hook(after, always_call=True),
-        ]
+        with _LOCK:
+            switch: _Switch | None = self._model.__dict__.get(_SWITCH)
+            if switch is None:
+                switch = _Switch(self._model)
+                self._model.__dict__[_SWITCH] = switch
+            switch.depth += 1
         return self._model
 
     def __exit__(
@@ -103,14 +106,57 @@ class enabled:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the model its attention back."""
-        if not self._handles:
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        set_current(None)
-        self._model.set_attn_implementation(self._original)
+        """Give the model its attention back, if no other is open."""
+        with _LOCK:
+            switch: _Switch = self._model.__dict__[_SWITCH]
+            switch.depth -= 1
+            if switch.depth == 0:
+                del self._model.__dict__[_SWITCH]
+                switch.undo(self._model)
+
+
+def _hooks(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Watch a model's forward and its decoder's, from before to after."""
+    decoder = decoder_of(model)
+    names = list(inspect.signature(decoder.forward).parameters)
+    kind = model.config.model_type
+
+    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        # generate() is the caller that asks for both; nothing else tells it from a bare call
+        is_generate = kwargs.get("return_dict") is True and bool(kwargs.get("use_cache"))
+        enter_model(kind, generating=is_generate)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        enter_model(None)
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        call = dict(zip(names, args, strict=False)) | kwargs
+        cache = call.get("past_key_values")
+        if not isinstance(cache, SlotCache):
+            set_current(None)
+            return None
+        set_current(prepare(model, cache, call))
+        return (), call
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        forward = current()
+        set_current(None)  # after a failure too, where there is no output
+        if forward is not None and output is not None:
+            finish(forward)
+
+    outer = (
+        []
+        if decoder is model
+        else [
+            model.register_forward_pre_hook(enter, with_kwargs=True),
+            model.register_forward_hook(leave, always_call=True),
+        ]
+    )
+    return [
+        *outer,
+        decoder.register_forward_pre_hook(before, with_kwargs=True),
+        decoder.register_forward_hook(after, always_call=True),
+    ]
 
 
 def _attention_over(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -166,13 +212,14 @@ def _check_handoff(
     layer_idx = getattr(module, "layer_idx", forward.layer_idx)
     is_own = key is forward.keys and value is forward.values and layer_idx == forward.layer_idx
     forward.keys = forward.values = None
-    if not is_own:
-        raise IntegrityError(
-            f"layer {layer_idx} must attend to the keys that it has just given its cache, got "
-            f"others ({type(module).__name__} changes them, or shares them between layers)"
-        )
     shape = forward.cache.shape
     assert shape is not None
+    if not is_own:
+        raise UnsupportedModelError(
+            f"model type {shape.model_type!r} is not supported: layer {layer_idx} must attend to "
+            f"the keys that it has just given its cache, got others ({type(module).__name__} "
+            "changes them, or shares them between layers)"
+        )
     want = (forward.cache.batch, shape.num_kv_heads, forward.num_new, shape.head_dim)
     for name, tensor in (("keys", key), ("values", value)):
         if tuple(tensor.shape) != want or tensor.dtype != shape.dtype:

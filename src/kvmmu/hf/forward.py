@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from kvmmu.errors import CapacityError, IntegrityError, UnsupportedModelError
 from kvmmu.hf.cache import SlotCache
-from kvmmu.hf.handoff import Forward
+from kvmmu.hf.handoff import Forward, is_generating
 
 __all__ = ["finish", "prepare"]
 
@@ -134,24 +134,50 @@ def _validity(
     cache: SlotCache, mask: Tensor | None, tokens: Tensor | None, rows: dict[str, Tensor], Q: int
 ) -> Tensor | None:
     """Mark the real new tokens and count in `rows`. -> bool [B,Q], None where all are real."""
-    if mask is None:
-        rows["num_attended"] = rows["num_attended"] + Q
-        return None
-    attended = mask[:, -Q:].bool()
-    rows["num_attended"] = mask.bool().sum(1)
-    if tokens is None:  # a new turn, in embeddings
+    attended = None if mask is None else mask[:, -Q:].bool()
+    counted = rows["num_attended"] + Q if mask is None else mask.bool().sum(1)
+    rows["num_attended"] = counted
+    has_ends = cache.eos_ids is not None and cache.pad_id is not None and len(counted) > 1
+    if not has_ends or tokens is None or not is_generating():
         rows["was_eos"] = rows["is_finished"] = torch.zeros_like(rows["is_finished"])
-    if len(attended) == 1 or tokens is None or cache.eos_ids is None or cache.pad_id is None:
         return attended
-    # A row that has ended is fed a pad; in a new turn the first column may still be one.
-    is_over = (rows["is_finished"] | rows["was_eos"]) & (tokens[:, 0] == cache.pad_id)  # [B]
-    is_first = torch.arange(Q, device=attended.device) == 0
+    if attended is None:  # generate() drops a mask of ones
+        attended = torch.ones_like(tokens, dtype=torch.bool)
+    return _without_ends(cache, attended, tokens, rows)
+
+
+def _without_ends(
+    cache: SlotCache, attended: Tensor, tokens: Tensor, rows: dict[str, Tensor]
+) -> Tensor:
+    """Take off what generate() feeds to rows that have ended. attended, tokens [B,Q] -> [B,Q].
+
+    A row ends with an end-of-sequence that was fed alone, as decoding does, if a pad follows.
+    The first column of a new turn may still be such a pad.
+    """
+    assert cache.eos_ids is not None
+    Q = tokens.shape[1]
+    is_pad = tokens[:, 0] == cache.pad_id
+    if Q == 1 and not torch.compiler.is_compiling() and cache.is_end_pad:
+        _check_ended(rows["is_finished"] & ~is_pad)  # two ends may have been two real tokens
+    is_over = (rows["is_finished"] | rows["was_eos"]) & is_pad  # [B]
+    is_first = torch.arange(Q, device=tokens.device) == 0
     valid = attended & ~(is_over[:, None] & is_first)
+    is_eos = (tokens[:, -1:] == cache.eos_ids).any(1) & valid[:, -1]
     rows["is_finished"] = is_over & ~valid.any(1)
-    rows["was_eos"] = (tokens[:, -1:] == cache.eos_ids).any(1)
+    rows["was_eos"] = is_eos if Q == 1 else torch.zeros_like(is_eos)
     rows["has_ended"] = rows["has_ended"] | is_over
     rows["num_skipped"] = rows["num_skipped"] + is_over
     return valid
+
+
+def _check_ended(goes_on: Tensor) -> None:
+    """Raise ValueError for rows [B] that go on after what had looked like their end."""
+    if bool(goes_on.any()):
+        raise ValueError(
+            f"row {int(goes_on.nonzero()[0, 0])} must not go on after an end-of-sequence and a "
+            "pad token, got another token; give the tokenizer a pad token of its own, or feed "
+            "the prompt in larger chunks"
+        )
 
 
 def _check_padding(cache: SlotCache, valid: Tensor | None, rows: dict[str, Tensor]) -> None:

@@ -11,7 +11,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from kvmmu.hf.cache import SlotCache
 
-__all__ = ["Forward", "current", "set_current"]
+__all__ = [
+    "Forward",
+    "current",
+    "enter_model",
+    "is_generating",
+    "running_model",
+    "set_current",
+]
 
 
 @dataclass
@@ -37,6 +44,8 @@ class Forward:
 
 class _Local(threading.local):
     forward: Forward | None = None
+    model_type: str | None = None
+    is_generating: bool = False
 
 
 _LOCAL = _Local()
@@ -48,5 +57,21 @@ def current() -> Forward | None:
 
 
 def set_current(forward: Forward | None) -> None:
-    """Enter or leave a forward."""
+    """Enter or leave a decoder's forward."""
     _LOCAL.forward = forward
+
+
+def enter_model(model_type: str | None, *, generating: bool = False) -> None:
+    """Enter an enabled model's forward; None leaves it."""
+    _LOCAL.model_type = model_type
+    _LOCAL.is_generating = generating
+
+
+def running_model() -> str | None:
+    """Return the type of this thread's enabled model that runs, None outside."""
+    return _LOCAL.model_type
+
+
+def is_generating() -> bool:
+    """Tell whether the forward in flight was called by transformers' generate()."""
+    return _LOCAL.is_generating

@@ -84,6 +84,7 @@ def load(path: str | os.PathLike[str]) -> SlotCache:
     if note["eos_ids"] is not None:
         cache.eos_ids = torch.tensor(note["eos_ids"], device=cache.columns.device)
     cache.pad_id = note["pad_id"]
+    cache.is_end_pad = cache.pad_id in (note["eos_ids"] or [])
     own = cache.named_tensors()
     if own.keys() != tensors.keys():
         raise IntegrityError(f"{os.fspath(path)} must hold a SlotCache's tensors, got others")
