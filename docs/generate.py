@@ -225,9 +225,7 @@ def models_page() -> str:
         full = model.generate(**inputs, max_new_tokens=50, do_sample=False)
         cache = kvmmu.SlotCache.for_model(model, num_slots=full.shape[1], batch_size=len(full))
         with kvmmu.enabled(model):
-            ours = model.generate(
-                **inputs, max_new_tokens=50, do_sample=False, past_key_values=cache
-            )
+            ours = model.generate(**inputs, max_new_tokens=50, do_sample=False, past_key_values=cache)
         assert full.equal(ours)
         ```
 
