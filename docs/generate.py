@@ -222,10 +222,11 @@ def models_page() -> str:
         with as many slots as tokens: the ids must be equal.
 
         ```python
-        full = model.generate(**inputs, max_new_tokens=50, do_sample=False)
+        how = {"max_new_tokens": 50, "do_sample": False}
+        full = model.generate(**inputs, **how)
         cache = kvmmu.SlotCache.for_model(model, num_slots=full.shape[1], batch_size=len(full))
         with kvmmu.enabled(model):
-            ours = model.generate(**inputs, max_new_tokens=50, do_sample=False, past_key_values=cache)
+            ours = model.generate(**inputs, past_key_values=cache, **how)
         assert full.equal(ours)
         ```
 
