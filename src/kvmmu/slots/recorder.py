@@ -122,7 +122,8 @@ class Recorder:
         self._writer.write(LaneEvent(kind, max(self._steps), lanes, origin))
 
     def flush(self) -> None:
-        """Write the ring and the waiting chunks, in order of steps."""
+        """Write the ring and the waiting chunks, in order of steps, that every layer reached."""
+        self._drop_unfinished()
         ring = {name: _host(tensor[: len(self._rows)]) for name, tensor in self._ring.items()}
         waiting: dict[int, list[_Chunk]] = {}
         for event in self._chunks:
@@ -141,6 +142,14 @@ class Recorder:
         self._chunks.clear()
 
     # How it is done ---------------------------------------------------------------------------
+
+    def _drop_unfinished(self) -> None:
+        """Drop the steps that a failed forward has left to some layers alone."""
+        done = min(self._steps)
+        self._steps = [done] * len(self._steps)
+        # Steps are given rows in order, so that those dropped are the last: no row is moved.
+        self._rows = {step: row for step, row in self._rows.items() if step < done}
+        self._chunks = [event for event in self._chunks if event.step < done]
 
     def _next(self, layer_idx: int) -> int:
         """Count one step of a layer and return its number."""
