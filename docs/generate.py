@@ -260,7 +260,8 @@ def cli_page() -> str:
         # The command line
 
         Results go to stdout, messages and progress to stderr. `--json` prints one JSON object,
-        last on stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
+        last on stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours;
+        130: interrupted.
         """
     return _page(intro, *(_command(name, root.commands[name]) for name in root.commands))
 

@@ -76,6 +76,22 @@ def refused(result, *parts):
         (["--compression", 0.5], ["compression must be at least 1"]),
         (["--num-slots", 64, "--granularity", "row"], ["granularity", "'row'"]),
         (["--num-slots", 64, "--dtype", "int8"], ["dtype", "'int8'"]),
+        (["--full", "--policy", "rce"], ["--full must go without --policy"]),
+        (["--full", "--window", 4], ["--full must go without --window"]),
+        (["--full", "--num-sinks", 4], ["--full must go without --num-sinks"]),
+        (["--full", "--granularity", "head"], ["--full must go without --granularity"]),
+        (["--full", "--positions", "in_cache"], ["--full must go without --positions"]),
+        (["--num-slots", 64, "--trace", "."], ["--trace must be a file", "'.'"]),
+        (["--num-slots", 64, "--trace-masses"], ["--trace-masses must go with --trace"]),
+        (
+            ["--num-slots", 64, "--trace", "x.trace", "--trace-masses"],
+            ["--trace-masses must go with --policy", "fixed_point", "'rce'"],
+        ),
+        (["--num-slots", 64, "--seed", -1], ["--seed must lie in [0, 2**31)", "-1"]),
+        (["--num-slots", 64, "--seed", 2**70], ["--seed must lie in"]),
+        (["--full", "--max-new-tokens", 9999], ["trained positions", "8193"]),
+        (["--num-slots", 64, "--max-new-tokens", 9999], ["trained positions", "8193"]),
+        (["--compression", 30], ["compression 30 of ", "num_slots must exceed"]),
     ],
 )
 def test_bad_option_is_refused_in_one_line(args, parts):
@@ -91,6 +107,31 @@ def test_empty_prompt_file_is_refused_by_name(tmp_path):
     file = tmp_path / "story.txt"
     file.write_text("\n")
     refused(run("generate", MODEL, "--full", "--prompt-file", file), "must not be empty", str(file))
+
+
+def test_prompt_that_is_no_utf_8_is_refused(tmp_path):
+    file = tmp_path / "story.txt"
+    file.write_bytes(b"\xff\xfe abc")
+    refused(run("generate", MODEL, "--full", "--prompt-file", file), "UTF-8", str(file))
+    stdin = run("generate", MODEL, "--full", "--prompt-file", "-", input=b"\xff\xfe abc")
+    refused(stdin, "UTF-8")
+    refused(run("generate", MODEL, "--full", "--prompt", "\udcff\udcfe abc"), "UTF-8", "--prompt")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40])
+def test_demo_seed_out_of_range_is_refused(tmp_path, seed):
+    refused(run("demo", "--output", tmp_path / "new", "--seed", seed), "--seed must lie in")
+    assert not (tmp_path / "new").exists()
+
+
+def test_interruption_is_said_and_exits_with_130(monkeypatch):
+    def interrupt(model, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "load_model", interrupt)
+    result = run("generate", MODEL, "--full", "--prompt", STORY)
+    assert result.exit_code == 130
+    assert result.stderr == "kvmmu: interrupted\n"
 
 
 def test_missing_prompt_file_is_refused(tmp_path):
@@ -215,6 +256,21 @@ def test_trace_is_written_and_summed_up(tmp_path):
     assert kvmmu.trace.read(file).header.policy == "rce"
     assert made["trace"]["tokens"] == made["cache"]["num_tokens"]
     assert made["trace"]["evictions"] > 0
+
+
+def test_masses_are_traced_and_their_size_is_said_first(tmp_path):
+    file = tmp_path / "run.trace"
+    result = run(
+        *("generate", MODEL, "--prompt", STORY, "--num-slots", 16, "--max-new-tokens", 4),
+        *("--policy", "rce:normalize=none,fixed_point=true", "--trace", file, "--trace-masses"),
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    said = [line for line in lines if line and "Loading weights" not in line]
+    assert said[0].startswith("masses: up to ")
+    trace = kvmmu.trace.read(file)
+    trace.verify()
+    assert trace.header.has_masses
 
 
 # ----------------------------------------------------------------------------------------- lists

@@ -542,3 +542,19 @@ def test_small_blocks_are_compressed_only_where_it_helps(tmp_path: Path) -> None
             assert frame.flags == flag
             assert frames.read_payload(file, frame, path=path) == payload
             assert frame.checksum == zlib.crc32(path.read_bytes()[-frame.length :])
+
+
+def test_writer_refuses_a_folder_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a trace must be a file, got the folder"):
+        tr.TraceWriter(tmp_path, header())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_file_is_discarded_if_it_cannot_get_its_name(tmp_path: Path) -> None:
+    writer = tr.TraceWriter(tmp_path / "run.trace", header())
+    (tmp_path / "run.trace").mkdir()
+    with pytest.raises(OSError, match=r"run\.trace"):
+        writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.trace"]
+    writer.close()
+    writer.discard()

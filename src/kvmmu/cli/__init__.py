@@ -1,7 +1,8 @@
 """The command line: kvmmu demo, generate, policies, models.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
-line; 1: a fault of ours, with its traceback. Nothing heavy is imported before a command runs.
+line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
+a command runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+
 
 class _Group(TyperGroup):
     """Run a command and turn what it raises into an exit code and one line."""
@@ -38,13 +42,15 @@ def _exit_code(run: Callable[[], Any]) -> int:
     """Call run and return 0, 2 or 1; 130 where the user interrupts."""
     try:
         code = run()
+        if code == _INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            return _say("interrupted", code=_INTERRUPTED)
         sys.stdout.flush()  # a reader that has gone is noticed here
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         sys.stdout = None  # the interpreter would flush it once more
         return 0
     except KeyboardInterrupt:
-        return _say("interrupted", code=130)
+        return _say("interrupted", code=_INTERRUPTED)
     except IntegrityError:
         traceback.print_exc()
         return 1
@@ -54,7 +60,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
         if hasattr(error, "format_message"):  # the command line itself is wrong
             return _say(error.format_message(), code=2)
         if type(error).__name__ == "Abort":
-            return _say("interrupted", code=130)
+            return _say("interrupted", code=_INTERRUPTED)
         traceback.print_exc()
         return 1
 

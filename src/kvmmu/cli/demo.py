@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvmmu.cli.generate import load_model, quieten
+from kvmmu.cli.generate import check_seed, load_model, quieten
 from kvmmu.cli.lists import AsJson
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["demo", "run_demo"]
 Output = Annotated[Path, typer.Option(help="The folder to write to; made if need be.")]
 ModelName = Annotated[str, typer.Option(help="A shipped model, a local folder or a hub name.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer questions: under 40 seconds.")]
-Seed = Annotated[int, typer.Option(help="Seed of the texts and questions.")]
+Seed = Annotated[int, typer.Option(help="Seed of the texts and questions, in [0, 2**31).")]
 
 
 def demo(
@@ -36,6 +36,7 @@ def demo(
     Facts are hidden in pages of Frankenstein and asked for; answers, perplexity, bytes and speed
     come from one run. Writes results.json, a trace and two pictures.
     """
+    check_seed(seed)
     _make_folder(output)
     quieten(model)
     from kvmmu.evals.demo import Plan

@@ -15,7 +15,10 @@ from kvmmu.cli.lists import AsJson
 if TYPE_CHECKING:
     from kvmmu.hf.lm import LM
 
-__all__ = ["generate", "load_model", "quieten"]
+__all__ = ["check_seed", "generate", "load_model", "quieten"]
+
+_EVICTING = ("policy", "window", "num_sinks", "granularity", "positions")
+"""Options that say nothing of a full cache."""
 
 Model = Annotated[
     str, typer.Argument(help="A shipped model, a local folder, or a hub name 'owner/name'.")
@@ -50,11 +53,19 @@ Temperature = Annotated[
 TopP = Annotated[
     float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling, in [0, 2**31).")]
 TraceFile = Annotated[Path | None, typer.Option(help="Record the KV-MMU's events to this file.")]
+TraceMasses = Annotated[
+    bool,
+    typer.Option(
+        "--trace-masses",
+        help="Record the attention mass of every slot too (rce:normalize=none,fixed_point=true).",
+    ),
+]
 
 
 def generate(
+    context: typer.Context,
     model: Model,
     *,
     prompt: Prompt = None,
@@ -74,6 +85,7 @@ def generate(
     top_p: TopP = None,
     seed: Seed = 0,
     trace: TraceFile = None,
+    trace_masses: TraceMasses = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with a KV cache of constant size.
@@ -81,6 +93,14 @@ def generate(
     Give one of --num-slots, --compression and --full. Text goes to stdout, the rest to stderr.
     """
     _check(num_slots, compression, full, trace)
+    given = [name for name in _EVICTING if _is_given(context, name)]
+    if full and given:
+        raise ValueError(
+            f"--full must go without --{given[0].replace('_', '-')}: a full cache evicts nothing"
+        )
+    if trace_masses and trace is None:
+        raise ValueError("--trace-masses must go with --trace, got no file to write to")
+    check_seed(seed)
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     quieten(model)
@@ -93,6 +113,11 @@ def generate(
         parts = {"window": window, "num_sinks": num_sinks}
         parts |= {"granularity": granularity, "positions": positions}
         parts["policy"] = parse_policy(policy)
+        if trace_masses and not getattr(parts["policy"], "fixed_point", False):
+            raise ValueError(
+                "--trace-masses must go with --policy rce:normalize=none,fixed_point=true, "
+                f"got {policy!r}"
+            )
     lm = load_model(
         model, num_slots=num_slots, compression=compression, dtype=dtype, device=device, **parts
     )
@@ -106,6 +131,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         sampling=sampling | {"seed": seed},
         trace=trace,
+        masses=trace_masses,
         write=_write if is_streamed else None,
     )
     if not as_json:
@@ -113,6 +139,18 @@ def generate(
     typer.echo(describe_run(done), err=True)
     if as_json:
         typer.echo(json.dumps(done))
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that not every generator takes."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"--seed must lie in [0, 2**31), got {seed}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether an option was written on the command line, be it with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def load_model(model: str, **options: Any) -> LM:
@@ -166,6 +204,8 @@ def _check(
         raise ValueError("--trace must go with --num-slots or --compression, got --full")
     if trace is not None and not trace.parent.is_dir():
         raise ValueError(f"the folder of --trace must exist, got {str(trace)!r}")
+    if trace is not None and trace.is_dir():
+        raise ValueError(f"--trace must be a file, got the folder {str(trace)!r}")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -177,19 +217,27 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         )
     if prompt is not None:
         text, source = prompt, "--prompt"
-    elif str(file) == "-":
-        text, source = sys.stdin.read(), "stdin"
+    elif str(file) != "-" and not Path(str(file)).is_file():
+        raise ValueError(f"--prompt-file must be a readable file, got {str(file)!r}")
     else:
-        assert file is not None
-        if not file.is_file():
-            raise ValueError(f"--prompt-file must be a readable file, got {str(file)!r}")
-        try:
-            text, source = file.read_text(encoding="utf-8"), str(file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--prompt-file must be UTF-8 text, got {str(file)!r}") from error
+        text, source = _read(file), "stdin" if str(file) == "-" else str(file)
+    try:
+        text.encode("utf-8")  # bytes that are no text come from the shell as surrogates
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt must be UTF-8 text, got other bytes from {source}") from error
     if not text.strip():
         raise ValueError(f"the prompt must not be empty, got nothing but space from {source}")
     return text
+
+
+def _read(file: Path | None) -> str:
+    """Read a file, or stdin for "-". Raises ValueError for what is no UTF-8."""
+    try:
+        if str(file) == "-":
+            return sys.stdin.read()
+        return Path(str(file)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt-file must be UTF-8 text, got {str(file)!r}") from error
 
 
 def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 
 from kvmmu import trace as traces
@@ -16,7 +17,7 @@ from kvmmu.cli.progress import Bar, bar
 from kvmmu.evals.settings import kv_nbytes
 from kvmmu.hf.enable import enabled
 from kvmmu.hf.lm import LM
-from kvmmu.hf.record import record
+from kvmmu.hf.record import masses_nbytes, record
 
 __all__ = ["describe_run", "run"]
 
@@ -80,6 +81,7 @@ def run(
     max_new_tokens: int,
     sampling: dict[str, Any],
     trace: Path | None,
+    masses: bool = False,
     write: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     """Generate and return what there is to tell, as JSON values. Raises ValueError."""
@@ -98,7 +100,10 @@ def run(
             options["past_key_values"] = cache
             options["prefill_chunk_size"] = cache.prefill_chunk_size
             if trace is not None:
-                stack.enter_context(record(cache, trace, model_name=model_name))
+                if masses:
+                    size = masses_nbytes(cache, length, max_new_tokens=max_new_tokens)
+                    typer.echo(f"masses: up to {_mega(size)} before compression", err=True)
+                stack.enter_context(record(cache, trace, model_name=model_name, masses=masses))
         watch.began = time.perf_counter()
         model: Any = lm.model  # its class is annotated as if generate were a tensor
         out = model.generate(**inputs, **options, streamer=watch)

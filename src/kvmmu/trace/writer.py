@@ -24,6 +24,8 @@ class TraceWriter:
 
     def __init__(self, path: str | Path, header: TraceHeader, *, masses: bool = False) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(f"a trace must be a file, got the folder {str(path)!r}")
         self.header = replace(header, has_masses=masses)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._counts = {"blocks": 0, "decode_steps": 0, "chunks": 0, "lane_events": 0}
@@ -58,20 +60,30 @@ class TraceWriter:
             self._append(frames.MASSES, frames.pack({}, {"masses": masses}))
 
     def close(self) -> None:
-        """Write the end block and give the file its name; a second close does nothing."""
+        """Write the end block and give the file its name; a second close does nothing.
+
+        What was written is discarded if that fails.
+        """
         if self._file is None:
             return
-        self._append(frames.END, frames.pack(self._counts, {}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._append(frames.END, frames.pack(self._counts, {}))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._partial, self.path)
+        except BaseException:
+            self.discard()
+            raise
         self._file = None
-        os.replace(self._partial, self.path)
 
     def discard(self) -> None:
         """Drop what was written; the file never appears."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
+        finally:
             self._file = None
             self._partial.unlink(missing_ok=True)
 
