@@ -13,7 +13,8 @@ from kvmmu.hf.lm import model_path
 
 path = model_path("kvmmu-ref-1m")
 tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-model = AutoModelForCausalLM.from_pretrained(path).eval()
+# In bfloat16 two equal logits may fall either way; in float32 the tokens must be equal.
+model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 prompts = [
     "The ship left the harbour. " * 120,
