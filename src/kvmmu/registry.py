@@ -29,7 +29,7 @@ _KEY = re.compile(r"[a-z][a-z0-9_]*\Z")
 def unknown_name(kind: str, name: object, known: list[str]) -> str:
     """Word the error for a name that is not registered, with the nearest known one."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
 
 

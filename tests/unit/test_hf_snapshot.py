@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,35 @@ def test_a_note_that_cannot_be_read_is_refused(damage: str, tmp_path: Path) -> N
     assert {"version": "99", "policy": "policy_of_tomorrow", "json": "note"}[damage] in str(
         caught.value
     )
+
+
+def test_a_note_that_lacks_something_or_says_too_much_is_damaged(tmp_path: Path) -> None:
+    path = _saved(tmp_path)
+    (key, text), *_ = _note(path).items()
+    tensors = load_file(path)
+
+    def damaged(change: Callable[[dict[str, Any]], object]) -> None:
+        note = json.loads(text)
+        change(note)
+        save_file(tensors, path, metadata={key: json.dumps(note)})
+        with pytest.raises(IntegrityError, match="got a damaged one") as caught:
+            SlotCache.load(path)
+        assert "\n" not in str(caught.value)
+
+    damaged(lambda note: note.pop("options"))
+    damaged(lambda note: note.pop("shape"))
+    damaged(lambda note: note["options"]["policy"].update(extra=1))
+    damaged(lambda note: note["options"]["policy"].update(decay="a"))
+    damaged(lambda note: note["options"].update(num_slots="12"))
+    damaged(lambda note: note["shape"].update(dtype="none"))
+    damaged(lambda note: note.update(batch="3"))
+    damaged(lambda note: note.update(options=None))
+
+
+def test_a_folder_is_not_saved_to(tmp_path: Path) -> None:
+    cache = SlotCache.load(_saved(tmp_path))
+    with pytest.raises(ValueError, match="path must be a file, got the folder"):
+        cache.save(tmp_path)
 
 
 def test_an_unbound_cache_is_not_saved(tmp_path: Path) -> None:

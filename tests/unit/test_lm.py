@@ -38,6 +38,7 @@ def test_unknown_option_is_refused():
         ({"granularity": "row"}, "granularity must be one of"),
         ({"positions": "none"}, "positions must be one of"),
         ({"window": -1}, "window must be an integer"),
+        ({"allow_extrapolation": "no"}, "allow_extrapolation must be True or False, got 'no'"),
         ({"codec": "plian"}, "did you mean 'plain'?"),
     ],
 )

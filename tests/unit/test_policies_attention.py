@@ -123,6 +123,9 @@ def test_rce_scores_count_tokens_not_calls(decay, calls, seed):
     [
         ({"decay": 0.0}, r"decay must lie in \(0, 1\], got 0.0"),
         ({"decay": 1.5}, r"decay must lie in \(0, 1\], got 1.5"),
+        ({"decay": "a"}, r"decay must lie in \(0, 1\], got 'a'"),
+        ({"decay": True}, r"decay must lie in \(0, 1\], got True"),
+        ({"fixed_point": "yes"}, "fixed_point must be True or False, got 'yes'"),
         ({"decay": math.nan}, r"decay must lie in \(0, 1\], got nan"),
         ({"normalize": "mean"}, "normalize must be 'none' or 'age', got 'mean'"),
         ({"fixed_point": True}, "normalize must be 'none' with fixed_point=True"),

@@ -178,7 +178,9 @@ def test_random_evictions_differ_between_layers(seed):
     assert len(set(kept)) == 6
 
 
-@pytest.mark.parametrize("seed", [-1, 2**31])
+@pytest.mark.parametrize("seed", [-1, 2**31, 1.5, "a", True])
 def test_random_refuses_a_seed_out_of_range(seed):
-    with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\*\*31\), got "):
+    with pytest.raises(
+        ValueError, match=r"seed must lie in \[0, 2\*\*31\) and be an integer, got "
+    ):
         Random(seed=seed)

@@ -130,9 +130,15 @@ def test_explicit_observation_window_that_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"observation_window": 0}, "observation_window must be at least 1, got 0"),
-        ({"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
-        ({"kernel_size": -1}, "kernel_size must be odd and positive, got -1"),
+        ({"observation_window": 0}, "observation_window must be an integer of at least 1, got 0"),
+        (
+            {"observation_window": 2.5},
+            "observation_window must be an integer of at least 1, got 2.5",
+        ),
+        ({"observation_window": True}, "must be an integer of at least 1, got True"),
+        ({"kernel_size": 5.0}, "kernel_size must be an odd and positive integer, got 5.0"),
+        ({"kernel_size": 4}, "kernel_size must be an odd and positive integer, got 4"),
+        ({"kernel_size": -1}, "kernel_size must be an odd and positive integer, got -1"),
         ({"pooling": "mean"}, "pooling must be 'avg' or 'max', got 'mean'"),
         ({"then": "snapkv"}, "then must be a step policy, got 'snapkv'"),
         ({"then": SnapKV()}, "then must be a step policy, got 'snapkv'"),

@@ -171,7 +171,7 @@ def test_typo_is_answered_with_the_nearest_name(wrong, meant):
 
 
 def test_name_like_no_other_is_answered_with_all():
-    assert unknown_name("policy", "zzz", ["a", "b"]) == "unknown policy 'zzz'; (known: a, b)"
+    assert unknown_name("policy", "zzz", ["a", "b"]) == "unknown policy 'zzz' (known: a, b)"
 
 
 @pytest.mark.parametrize("bad", ["RCE", "snap-kv", "", "2fast", "a b", "rce\n"])

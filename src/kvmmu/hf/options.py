@@ -10,7 +10,7 @@ from kvmmu.codecs.base import CODECS, Codec
 from kvmmu.errors import CapacityError
 from kvmmu.hf.support import ModelShape
 from kvmmu.kernels import dispatch
-from kvmmu.policies.base import POLICIES, Policy
+from kvmmu.policies.base import POLICIES, Policy, is_count
 from kvmmu.slots.spec import LayerSpec
 
 __all__ = ["CacheOptions", "Granularity", "Positions"]
@@ -53,6 +53,10 @@ class CacheOptions:
             )
         _one_of("granularity", self.granularity, ("head", "layer"))
         _one_of("positions", self.positions, ("original", "in_cache"))
+        if not isinstance(self.allow_extrapolation, bool):
+            raise ValueError(
+                f"allow_extrapolation must be True or False, got {self.allow_extrapolation!r}"
+            )
         dispatch.resolve(self.kernel)
         for name, value, least in (
             ("num_slots", self.num_slots, 1),
@@ -61,8 +65,7 @@ class CacheOptions:
             ("window", self.window_or_none, 0),
             ("chunk_size", self.chunk_or_none, 1),
         ):
-            is_count = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not is_count or value < least):
+            if value is not None and (not is_count(value) or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         if self.num_slots is not None and self.num_sinks + self.window >= self.num_slots:
             raise ValueError(

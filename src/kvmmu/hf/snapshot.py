@@ -28,7 +28,12 @@ _VERSION = 1
 
 
 def save(cache: SlotCache, path: str | os.PathLike[str]) -> None:
-    """Write a bound cache. Raises IntegrityError if it is unbound or a forward has failed."""
+    """Write a bound cache. Raises IntegrityError if it is unbound or a forward has failed.
+
+    Raises ValueError for a folder.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"path must be a file, got the folder {os.fspath(path)!r}")
     if not cache.is_bound or cache.shape is None or cache.is_in_forward:
         raise IntegrityError("a SlotCache must be bound and between two forwards to be saved")
     options = {
@@ -57,9 +62,31 @@ def load(path: str | os.PathLike[str]) -> SlotCache:
 
     Keys "in_cache" need the model's rotation: it is taken from the model of the next forward.
     """
+    note, tensors = _read(path)
+    try:
+        cache = _made(note)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"{os.fspath(path)} must have a note of its settings, got a damaged one: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    own = cache.named_tensors()
+    if own.keys() != tensors.keys():
+        raise IntegrityError(f"{os.fspath(path)} must hold a SlotCache's tensors, got others")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
+            raise IntegrityError(
+                f"{os.fspath(path)}: {name} must be {list(tensor.shape)} in {tensor.dtype}, got "
+                f"{list(tensors[name].shape)} in {tensors[name].dtype}"
+            )
+        tensor.copy_(tensors[name])
+    return cache
+
+
+def _made(note: dict[str, Any]) -> SlotCache:
+    """Make the bound, empty cache that a note describes."""
     from kvmmu.hf.cache import SlotCache
 
-    note, tensors = _read(path)
     options: dict[str, Any] = note["options"]
     shape = dict(note["shape"])
     shape |= {
@@ -84,17 +111,6 @@ def load(path: str | os.PathLike[str]) -> SlotCache:
     if note["eos_ids"] is not None:
         cache.eos_ids = torch.tensor(note["eos_ids"], device=cache.columns.device)
     cache.pad_id = note["pad_id"]
-    cache.is_end_pad = cache.pad_id in (note["eos_ids"] or [])
-    own = cache.named_tensors()
-    if own.keys() != tensors.keys():
-        raise IntegrityError(f"{os.fspath(path)} must hold a SlotCache's tensors, got others")
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
-            raise IntegrityError(
-                f"{os.fspath(path)}: {name} must be {list(tensor.shape)} in {tensor.dtype}, got "
-                f"{list(tensors[name].shape)} in {tensors[name].dtype}"
-            )
-        tensor.copy_(tensors[name])
     return cache
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Seen",
     "SlotView",
     "StateSpec",
+    "is_count",
     "list_policies",
     "register",
 ]
@@ -163,6 +164,11 @@ POLICIES: Registry[Policy] = Registry(
     "kvmmu.policies",
     group="kvmmu.policies",
 )
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a parameter is an integer, which True and 5.0 are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def list_policies() -> list[str]:

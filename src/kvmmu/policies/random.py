@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmmu.policies.base import POLICIES, Policy, SlotView
+from kvmmu.policies.base import POLICIES, Policy, SlotView, is_count
 
 __all__ = ["Random"]
 
@@ -28,8 +28,8 @@ class Random(Policy):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must lie in [0, 2**31), got {self.seed!r}")
+        if not (is_count(self.seed) and 0 <= self.seed < 2**31):
+            raise ValueError(f"seed must lie in [0, 2**31) and be an integer, got {self.seed!r}")
 
     def priority(self, view: SlotView) -> Tensor:
         """Draw a number in [0, 1) for each candidate. -> [B,Hkv,N]."""

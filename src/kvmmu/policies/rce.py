@@ -40,10 +40,13 @@ class RCE(Policy):
     fixed_point: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decay <= 1.0:
+        is_number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
+        if not (is_number and 0.0 < self.decay <= 1.0):
             raise ValueError(f"decay must lie in (0, 1], got {self.decay!r}")
         if self.normalize not in ("none", "age"):
             raise ValueError(f"normalize must be 'none' or 'age', got {self.normalize!r}")
+        if not isinstance(self.fixed_point, bool):
+            raise ValueError(f"fixed_point must be True or False, got {self.fixed_point!r}")
         if not self.fixed_point:
             return
         if self.normalize != "none":

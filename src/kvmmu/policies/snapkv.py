@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec
+from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_count
 
 __all__ = ["SnapKV"]
 
@@ -43,12 +43,11 @@ class SnapKV(Policy):
     kind: ClassVar[Literal["step", "selector"]] = "selector"
 
     def __post_init__(self) -> None:
-        if self.observation_window is not None and self.observation_window < 1:
-            raise ValueError(
-                f"observation_window must be at least 1, got {self.observation_window!r}"
-            )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and positive, got {self.kernel_size!r}")
+        votes, size = self.observation_window, self.kernel_size
+        if votes is not None and not (is_count(votes) and votes >= 1):
+            raise ValueError(f"observation_window must be an integer of at least 1, got {votes!r}")
+        if not (is_count(size) and size >= 1 and size % 2 == 1):
+            raise ValueError(f"kernel_size must be an odd and positive integer, got {size!r}")
         if self.pooling not in ("avg", "max"):
             raise ValueError(f"pooling must be 'avg' or 'max', got {self.pooling!r}")
         if self.step.max_queries is not None:  # `step` raises for a `then` that is no step policy
