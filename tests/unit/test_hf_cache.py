@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -377,3 +379,14 @@ def test_a_cache_reads_by_its_own_numbers() -> None:
     assert cache.workspace_nbytes > 0
     assert cache.batch_size == 3
     assert cache.get_max_length() == -1
+
+
+def test_a_dropped_cache_is_freed_at_once() -> None:
+    gc.disable()  # reference counts alone must do
+    try:
+        cache = SlotCache.for_model(shared("llama"), 24)
+        gone = weakref.ref(cache.mmus[0].keys.read())
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()

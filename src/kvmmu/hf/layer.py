@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvmmu.errors import IntegrityError
 from kvmmu.slots.mmu import KVMMU
 
 if TYPE_CHECKING:
@@ -26,9 +29,24 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, cache: SlotCache, layer_idx: int, mmu: KVMMU) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
-        self._cache = cache
+        self._owner = weakref.ref(cache)  # no cycle: a dropped cache is freed at once
         self._layer_idx = layer_idx
         self.mmu = mmu
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlotLayer:
+        """Copy for the copy of the cache, which is being made."""
+        owner = self._cache
+        return SlotLayer(memo[id(owner)], self._layer_idx, copy.deepcopy(self.mmu, memo))
+
+    @property
+    def _cache(self) -> SlotCache:
+        """The cache that this layer belongs to. Raises IntegrityError once that is gone."""
+        cache = self._owner()
+        if cache is None:
+            raise IntegrityError(
+                "a SlotLayer must be used with its SlotCache alive, got one without; keep the cache"
+            )
+        return cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: a SlotCache allocates when it is bound."""
