@@ -273,6 +273,32 @@ def test_masses_are_traced_and_their_size_is_said_first(tmp_path):
     assert trace.header.has_masses
 
 
+# ------------------------------------------------------------------------------------------ demo
+def test_demo_writes_its_files_and_prints_its_results(tmp_path, monkeypatch):
+    from kvmmu.evals.demo import Plan
+
+    rows = (("hot_set", 1), ("question_seen", 2), ("late_query", 1))
+    tiny = Plan(
+        num_tokens=128,
+        rows=rows,
+        num_pages=1,
+        num_scored=64,
+        policies=("rce",),
+        compressions=(4,),
+        more_compressions=(),
+    )
+    monkeypatch.setattr(Plan, "quick", lambda: tiny)
+    folder = tmp_path / "new" / "demo"
+    result = run("demo", "--quick", "--output", folder, "--seed", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout.splitlines()[-1])
+    assert made == json.loads((folder / "results.json").read_text())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(made["files"])
+    assert [cache["label"] for cache in made["caches"]][2:] == ["rce 1/4"]
+    assert (made["seed"], made["num_tokens"]) == (3, 128)
+    assert f"wrote {', '.join(made['files'])} to {folder}" in result.stderr.replace("\n", "")
+
+
 # ----------------------------------------------------------------------------------------- lists
 def test_every_policy_is_listed_with_its_rule():
     rows = json.loads(run("policies", "--json").stdout)["policies"]
