@@ -165,6 +165,12 @@ def test_masses_need_a_trace(lm):
         lm.generate(STORY, masses=True)
 
 
+def test_masses_need_a_policy_of_integers(lm, tmp_path):
+    with refusal(ValueError, "masses must go with policy RCE"):
+        lm.generate(STORY, trace=tmp_path / "run.trace", masses=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ----------------------------------------------------------------------------------------- stream
 def test_pieces_joined_are_what_generate_returns(lm):
     assert "".join(lm.stream(STORY, max_new_tokens=12)) == lm.generate(STORY, max_new_tokens=12)
