@@ -122,6 +122,19 @@ def test_prompt_is_one_str(lm, prompt):
         lm.generate(prompt)
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_beams", "num_return_sequences"])
+@pytest.mark.parametrize("value", [0, 2.5, "5", True])
+def test_counts_are_integers(lm, name, value):
+    with refusal(ValueError, f"{name} must be an integer of at least 1, got {value!r}"):
+        lm.generate(STORY, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_stream_is_of_one_sequence(lm, name):
+    with refusal(ValueError, "a stream must be of one sequence, got 2"):
+        list(lm.stream(STORY, **{name: 2}, max_new_tokens=3))
+
+
 @pytest.mark.parametrize("name", ["return_dict_in_generate", "past_key_values", "input_ids"])
 def test_what_generate_sets_itself_is_refused(lm, name):
     with refusal(ValueError, f"{name} must not be given"):
@@ -188,7 +201,7 @@ def test_leaving_a_stream_stops_it_and_restores_the_model(lm):
 
 def test_error_in_a_stream_is_raised_in_the_caller(lm):
     before = lm.model.config._attn_implementation
-    with refusal(ValueError, "max_new_tokens must be at least 1"):
+    with refusal(ValueError, "max_new_tokens must be an integer of at least 1, got 0"):
         list(lm.stream(STORY, max_new_tokens=0))
     assert lm.model.config._attn_implementation == before
     assert lm.generate(STORY, max_new_tokens=3)

@@ -26,7 +26,7 @@ from kvmmu.hf.enable import enabled
 from kvmmu.hf.options import CacheOptions, Granularity, Positions
 from kvmmu.hf.record import masses_nbytes, record
 from kvmmu.hf.support import describe
-from kvmmu.policies.base import POLICIES, Policy
+from kvmmu.policies.base import POLICIES, Policy, is_count
 
 __all__ = ["LM", "list_models", "load", "model_path"]
 
@@ -260,11 +260,15 @@ class LM:
             raise TypeError(
                 f"prompt must be one str, got {type(prompt).__name__}; call it for each"
             )
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not is_count(max_new_tokens) or max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens must be an integer of at least 1, got {max_new_tokens!r}"
+            )
         if masses and trace is None:
             raise ValueError("masses must go with trace, got no file to write them to")
         batch = _num_rows(self.model, sampling)
+        if streamer is not None and batch > 1:
+            raise ValueError(f"a stream must be of one sequence, got {batch} beams or samples")
         inputs: dict[str, Any] = dict(self.encode(prompt))
         length = inputs["input_ids"].shape[1]
         self.cache = self.make_cache(length + max_new_tokens, batch_size=batch)
@@ -338,5 +342,8 @@ def _num_rows(model: PreTrainedModel, sampling: dict[str, Any]) -> int:
         value = sampling.get(name)
         for source in (config, model.generation_config):
             value = getattr(source, name, None) if value is None else value
-        rows = max(rows, value or 1)
+        value = 1 if value is None else value
+        if not is_count(value) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        rows = max(rows, value)
     return rows
