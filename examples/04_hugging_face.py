@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import kvmmu
-from kvmmu.hf.lm import model_path
+from kvmmu.hf.load import model_path
 
 path = model_path("kvmmu-ref-1m")
 tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")

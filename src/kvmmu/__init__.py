@@ -16,7 +16,8 @@ if _typing.TYPE_CHECKING:
     )
     from kvmmu.hf.cache import SlotCache
     from kvmmu.hf.enable import enabled
-    from kvmmu.hf.lm import LM, list_models, load
+    from kvmmu.hf.lm import LM
+    from kvmmu.hf.load import list_models, load
     from kvmmu.policies.base import list_policies, register
     from kvmmu.policies.h2o import H2O
     from kvmmu.policies.keydiff import KeyDiff
@@ -45,9 +46,9 @@ _HOMES = {
     "TraceError": "errors",
     "UnsupportedModelError": "errors",
     "enabled": "hf.enable",
-    "list_models": "hf.lm",
+    "list_models": "hf.load",
     "list_policies": "policies.base",
-    "load": "hf.lm",
+    "load": "hf.load",
     "register": "policies.base",
 }
 

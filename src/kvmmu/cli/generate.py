@@ -155,7 +155,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def load_model(model: str, **options: Any) -> LM:
     """Load a model and its tokenizer, as kvmmu.load does. Raises ValueError for no such device."""
-    from kvmmu.hf.lm import load
+    from kvmmu.hf.load import load
 
     _check_device(options.get("device", "cpu"))
     return load(model, **options)

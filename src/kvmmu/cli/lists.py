@@ -37,7 +37,7 @@ def policies(*, as_json: AsJson = False) -> None:
 
 def models(*, as_json: AsJson = False) -> None:
     """List the models that are shipped in the package."""
-    from kvmmu.hf.lm import list_models, model_path
+    from kvmmu.hf.load import list_models, model_path
 
     rows: list[dict[str, Any]] = []
     for name in list_models():

@@ -1,4 +1,4 @@
-"""kvmmu.load: a model with a constant-size cache, by the name of a shipped one, a folder, a hub."""
+"""LM: a model, its tokenizer, and a constant-size cache for each generation."""
 
 from __future__ import annotations
 
@@ -9,153 +9,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from kvmmu.budgets.base import Budget
-from kvmmu.codecs.base import Codec
 from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
-from kvmmu.hf.options import CacheOptions, Granularity, Positions
 from kvmmu.hf.record import masses_nbytes, record
-from kvmmu.hf.support import describe
-from kvmmu.policies.base import POLICIES, Policy, is_count
+from kvmmu.policies.base import is_count
 
-__all__ = ["LM", "list_models", "load", "model_path"]
+__all__ = ["LM"]
 
-_SHIPPED = Path(str(files("kvmmu") / "models"))
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OURS = ("inputs", "input_ids", "attention_mask", "past_key_values")
 """Arguments of transformers' generate() that LM.generate sets itself."""
-
-
-def list_models() -> list[str]:
-    """List the names of the models that are shipped in the package."""
-    return sorted(p.parent.name for p in _SHIPPED.glob("*/config.json"))
-
-
-def model_path(name: str | os.PathLike[str]) -> str:
-    """Return the folder of a shipped model or a local one, else the hub name unchanged.
-
-    Raises ValueError for what can be neither: it names the shipped models.
-    """
-    text = os.fspath(name)
-    if text in list_models():
-        return str(_SHIPPED / text)
-    if (Path(text) / "config.json").is_file():
-        return text
-    if Path(text).exists():
-        raise ValueError(f"model folder must hold a config.json, got {text!r} without one")
-    if text.count("/") != 1:
-        known = ", ".join(list_models())
-        raise ValueError(
-            f"model must be a shipped one ({known}), a local folder or a hub name 'owner/name', "
-            f"got {text!r}"
-        )
-    return text
-
-
-def load(
-    name: str | os.PathLike[str],
-    num_slots: int | None = None,
-    *,
-    compression: float | None = None,
-    policy: str | Policy = "rce",
-    budget: str | Budget = "uniform",
-    codec: str | Codec = "plain",
-    num_sinks: int | None = None,
-    window: int | None = None,
-    granularity: Granularity = "head",
-    positions: Positions = "original",
-    chunk_size: int | None = None,
-    kernel: str | None = None,
-    allow_extrapolation: bool = False,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = "float32",
-) -> LM:
-    """Load a model and its tokenizer; safetensors only, no remote code.
-
-    Each generation gets a cache of `num_slots` slots, or of ceil((prompt + new tokens) /
-    compression), or, with neither, a full one, which takes no option of a SlotCache but
-    `allow_extrapolation`. Raises ValueError, TypeError or UnsupportedModelError.
-    """
-    parts: dict[str, Any] = {
-        "policy": policy,
-        "budget": budget,
-        "codec": codec,
-        "num_sinks": num_sinks,
-        "window": window,
-        "granularity": granularity,
-        "positions": positions,
-        "chunk_size": chunk_size,
-        "kernel": kernel,
-        "allow_extrapolation": allow_extrapolation,
-    }
-    _check_options(num_slots, compression, parts)
-    kind, place = _dtype(dtype), _device(device)
-    path = model_path(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = model.to(place).eval()
-    if num_slots is not None:
-        SlotCache.for_model(model, num_slots, **parts)  # refuse now, not later
-    elif compression is not None:
-        describe(model)
-    return LM(model, tokenizer, num_slots, compression, parts)
-
-
-def _check_options(num_slots: int | None, compression: float | None, parts: dict[str, Any]) -> None:
-    """Refuse wrong options before the model is read. Raises ValueError or TypeError."""
-    if num_slots is not None and compression is not None:
-        raise ValueError(
-            f"at most one of num_slots and compression may be given, got {num_slots!r} and "
-            f"{compression!r}"
-        )
-    is_number = isinstance(compression, int | float) and not isinstance(compression, bool)
-    if compression is not None and not (is_number and 1 <= compression < math.inf):
-        raise ValueError(f"compression must be at least 1, got {compression!r}")
-    any_slots = 2**40 if num_slots is None else num_slots  # not known yet: none is too large
-    CacheOptions.make(any_slots, None, merger=None, **parts)
-    if num_slots is not None or compression is not None:
-        return
-    default = {"policy": POLICIES.make("rce"), "budget": "uniform", "codec": "plain"}
-    default |= {"granularity": "head", "positions": "original"}
-    asked = parts | {"policy": POLICIES.make(parts["policy"])}
-    given = [
-        key
-        for key, value in asked.items()
-        if key != "allow_extrapolation" and value != default.get(key)
-    ]
-    if given:
-        raise ValueError(
-            f"{' and '.join(given)} must go with num_slots or compression, got neither: a full "
-            "cache evicts nothing"
-        )
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the dtype of a name or itself. Raises ValueError for another one."""
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    return _DTYPES[name]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """Return a device that torch has here. Raises ValueError for another one."""
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"device must be one that torch has here, got {str(device)!r}; try 'cpu'"
-        ) from error
 
 
 @dataclass
