@@ -665,3 +665,24 @@ def test_integers_refuse_a_chunk_that_their_accumulator_cannot_hold():
     words = "chunk_size must be at most 256 with policy 'rce' in integers, got 300"
     with _refusal(ValueError, words):
         SlotCache.for_model(make("llama"), 400, policy=policy, chunk_size=300)
+
+
+def test_generation_without_a_cache_is_refused_by_its_name():
+    model = make("llama")
+    with enabled(model), _refusal(ValueError, "use_cache must be True with a SlotCache, got False"):
+        model.generate(
+            prompt(8, pads=(0,))[0],
+            past_key_values=SlotCache(16),
+            use_cache=False,
+            max_new_tokens=2,
+        )
+
+
+def test_a_selector_says_that_one_call_is_too_long_for_in_cache():
+    model = make("llama")
+    most = model.config.max_position_embeddings
+    cache = SlotCache(16, policy="snapkv", positions="in_cache")
+    ids = torch.full((1, most + 8), 5)
+    words = "give the prompt in shorter calls"
+    with enabled(model), torch.no_grad(), pytest.raises(CapacityError, match=words):
+        model(ids, past_key_values=cache)

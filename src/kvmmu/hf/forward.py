@@ -75,6 +75,8 @@ def _check_use(model: PreTrainedModel, cache: SlotCache, call: dict[str, Any], b
             "output_attentions must be off with a SlotCache, got True; attention weights of a "
             "whole context are never formed"
         )
+    if call.get("use_cache") is False:
+        raise ValueError("use_cache must be True with a SlotCache, got False; leave it out")
     if cache.is_in_forward:
         raise IntegrityError(
             "the last forward must have ended, got one that failed part-way; call cache.reset()"
@@ -251,11 +253,12 @@ def _check_length(cache: SlotCache, length: int) -> None:
         return
     if cache.options.allow_extrapolation and cache.shape.is_rotary:
         return
-    cure = (
-        "use positions='in_cache', or allow_extrapolation=True"
-        if cache.shape.is_rotary
-        else ("shorten the text: this model's positions are a learned table")
-    )
+    if not cache.shape.is_rotary:
+        cure = "shorten the text: this model's positions are a learned table"
+    elif cache.options.positions == "in_cache":
+        cure = "give the prompt in shorter calls: a selector numbers the whole of one"
+    else:
+        cure = "use positions='in_cache', or allow_extrapolation=True"
     raise CapacityError(
         f"the text must stay within the model's trained {limit} positions, got {length}; {cure}"
     )
