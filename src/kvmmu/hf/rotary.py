@@ -44,7 +44,7 @@ def rotations(model: PreTrainedModel) -> list[Rotary | None]:
     config: Any = model.config.get_text_config(decoder=True)
     _check_group(turn, config, rotary.inv_freq.device, kind)
     skips = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
-    return [turn if uses else _leave for uses in skips]
+    return [turn if uses else _leave for uses in skips[: config.num_hidden_layers]]
 
 
 def _rotation(rotary: nn.Module, apply: Callable[..., tuple[Tensor, Tensor]]) -> Rotary:
