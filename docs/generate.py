@@ -230,6 +230,15 @@ def models_page() -> str:
         assert full.equal(ours)
         ```
 
+        ## Batches whose rows end
+
+        Inside `generate()`, a row that has ended is fed pad tokens until the others have; a
+        `SlotCache` does not keep them. It knows the end and the pad from
+        `model.generation_config`. If you give `generate()` others, give them to the cache too:
+        `SlotCache(..., eos_token_id=, pad_token_id=)`. Where one token is both end and pad, two
+        in a row in a prompt that is fed token by token look like an end, and are refused when
+        the row goes on.
+
         ## Refused for every model
 
         - Training, or any gradient through the cache.
