@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, policies, models.
+"""The command line: kvmmu demo, generate, lm-eval, policies, models.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import demo, generate, lists
+from kvmmu.cli import demo, eval, generate, lists, lm_eval
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -116,6 +116,20 @@ app.command(
         "--policy rce:decay=0.99 --max-new-tokens 100"
     ),
 )(generate.generate)
+app.command(
+    "eval",
+    epilog=(
+        "Example: kvmmu eval kvmmu-ref-1m --suite standard --policies rce,keydiff "
+        "--compression 4,8 --output results"
+    ),
+)(eval.evaluate)
+app.command(
+    "lm-eval",
+    epilog=(
+        "Example: kvmmu lm-eval kvmmu-ref-1m --tasks my_task --include-path my_tasks "
+        "--compression 4 --policy rce --limit 100"
+    ),
+)(lm_eval.lm_eval)
 app.command("policies", epilog="Example: kvmmu policies --json")(lists.policies)
 app.command("models", epilog="Example: kvmmu models")(lists.models)
 
