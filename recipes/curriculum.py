@@ -35,7 +35,7 @@ class Curriculum:
         """Count the exact answers of a step; perhaps advance."""
         self.stage_steps += 1
         if length == self.length:
-            rows = [(right, total) for kind, right, total in counts if kind == "late_query"]
+            rows = [(right, total) for kind, right, total in counts if kind == "late"]
             if rows:
                 self.recent.append([sum(r for r, _ in rows), sum(t for _, t in rows)])
         total = sum(t for _, t in self.recent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,24 +15,26 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from kvmmu.evals.filler import encode_filler
-from kvmmu.evals.hotset import hot_set
 from kvmmu.evals.keys import key_words
-from kvmmu.evals.retrieval import Task, late_query, passkey, question_seen, variable_tracking
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task
+from kvmmu.evals.tasks.niah_multikey import MultiKey
+from kvmmu.evals.tasks.variable_tracking import VariableTracking
 
 Logits = Callable[[Tensor], Tensor]  # ids [1,T] -> logits [T,V]
 
 
 @torch.no_grad()
-def exact_answers(logits_of: Logits, task: Task) -> list[bool]:
+def exact_answers(logits_of: Logits, instance: Instance) -> list[bool]:
     """Tell for each question whether greedy decoding gives every token of the answer.
 
     True answers are fed, which changes nothing for an answer decoded exactly.
     """
-    ids, starts = task.stream()
+    ids, starts = instance.stream()
     best = logits_of(torch.tensor([ids])).argmax(-1).tolist()
     return [
         best[start - 1 : start - 1 + len(query.answer_ids)] == list(query.answer_ids)
-        for start, query in zip(starts, task.queries, strict=True)
+        for start, query in zip(starts, instance.queries, strict=True)
     ]
 
 
@@ -47,47 +50,47 @@ def perplexity(logits_of: Logits, ids: list[int], *, num_tokens: int, num_window
     return math.exp(float(np.mean(losses)))
 
 
+def _make(name: str, num_queries: int, *, is_first: bool) -> tuple[Task, Mode]:
+    """Make the task behind a name of the model card."""
+    if name == "late_query":
+        return MultiKey(num_queries=num_queries), "late"
+    if name == "question_seen":
+        return MultiKey(is_first=is_first), "seen"
+    if name == "variable_tracking":
+        return VariableTracking(num_queries=8), "late"
+    task = TASKS.make(name)
+    return task, "late" if "late" in task.modes else "online"
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text).ids
+    return ids
+
+
 class Validation:
     """Held-out keys, unless told otherwise, in held-out text."""
 
     def __init__(
         self, text: str, tokenizer: Tokenizer, *, split: Literal["train", "held_out"] = "held_out"
     ) -> None:
-        self.encode = lambda piece: tokenizer.encode(piece).ids
-        self.filler = encode_filler(text, self.encode)
-        self.keys = key_words(split)
+        encode = partial(_encode, tokenizer)
+        self.source = Source(encode_filler(text, encode), encode, key_words(split))
 
-    def tasks(self, name: str, num_tokens: int, *, seed: int) -> Iterator[Task]:
-        """Yield tasks of one kind without end."""
+    def instances(self, name: str, num_tokens: int, *, seed: int) -> Iterator[Instance]:
+        """Yield instances of one kind without end."""
         rng = np.random.default_rng((seed, num_tokens))
-        common = {"num_tokens": num_tokens, "rng": rng}
         num = max(2, num_tokens // 64)
         while True:
-            if name == "late_query":
-                yield late_query(
-                    self.filler, self.encode, keys=self.keys, num_queries=min(8, num), **common
-                )
-            elif name == "hot_set":
-                yield hot_set(self.filler, self.encode, keys=self.keys, **common)
-            elif name == "question_seen":
-                is_first = bool(rng.random() < 0.5)
-                yield question_seen(
-                    self.filler, self.encode, keys=self.keys, is_first=is_first, **common
-                )
-            elif name == "passkey":
-                yield passkey(self.filler, self.encode, **common)
-            else:
-                yield variable_tracking(
-                    self.filler, self.encode, keys=self.keys, num_queries=8, **common
-                )
+            task, mode = _make(name, min(8, num), is_first=bool(rng.random() < 0.5))
+            yield task.draw(self.source, num_tokens=num_tokens, mode=mode, rng=rng)
 
     def exact_match(
         self, logits_of: Logits, name: str, num_tokens: int, *, num_queries: int, seed: int = 0
     ) -> tuple[float, int]:
         """Return the share of exact answers and the number of questions asked."""
         results: list[bool] = []
-        for task in self.tasks(name, num_tokens, seed=seed):
-            results += exact_answers(logits_of, task)
+        for instance in self.instances(name, num_tokens, seed=seed):
+            results += exact_answers(logits_of, instance)
             if len(results) >= num_queries:
                 return sum(results) / len(results), len(results)
         raise AssertionError
@@ -102,7 +105,7 @@ class Validation:
                 scores[f"late_query_{num_tokens}"] = round(share, 3)
         share, _ = self.exact_match(logits_of, "hot_set", min(512, length), num_queries=64)
         scores[f"hot_set_{min(512, length)}"] = round(share, 3)
-        ids = self.filler.ids.tolist()
+        ids = self.source.filler.ids.tolist()
         scores["perplexity"] = round(perplexity(logits_of, ids, num_tokens=512, num_windows=16), 2)
         return scores
 

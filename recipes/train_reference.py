@@ -23,9 +23,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from curriculum import Curriculum
-from data import HELD_OUT, Mix, Sample, check_held_out, read_text, training_texts
+from data import HELD_OUT, check_held_out, read_text, training_texts
 from export import export_model
 from init import initialise
+from mix import Breadth, Mix, Sample
 from model import Llama, ModelConfig
 from muon import Muon
 from numpy.typing import NDArray
@@ -51,17 +52,24 @@ class Recipe:
     epsilon: float = 3e-5
     decay_share: float = 0.3
     warmup_steps: int = 150
+    broad_from: int | None = None  # step from which the mix holds every task of evals/tasks
+
+    def breadth(self, step: int) -> Breadth:
+        """Name the mix of a step."""
+        return "broad" if self.broad_from is not None and step >= self.broad_from else "basic"
 
 
 KEY_NOISE = 0.03  # beside embeddings of standard deviation 0.1
 
 RECIPES = {
     "1m": Recipe(),
+    "1m-mha": Recipe(model=ModelConfig(num_kv_heads=4)),
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
-        num_tokens=120_000_000,
-        tokens_per_step=4096,
-        max_length=8192,
+        num_tokens=28_000_000,
+        matrix_rate=0.005,
+        vector_rate=5e-4,
+        broad_from=2_600,
     ),
 }
 
@@ -159,7 +167,8 @@ class Run:
         begin = time.monotonic()
         length = self.curriculum.draw_length(self.recipe.seed, self.step)
         rows = max(1, self.recipe.tokens_per_step // length)
-        samples = [self.mix.sample(self.step, row, length) for row in range(rows)]
+        breadth = self.recipe.breadth(self.step)
+        samples = [self.mix.sample(self.step, row, length, breadth=breadth) for row in range(rows)]
         rng = np.random.default_rng((self.recipe.seed, self.step, 2_000_003))
         noise = key_noise(self.model, samples, self.mix.donors, rng=rng)
         factor = rate_factor(self.step, self.num_seen, self.recipe)

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import demo, generate, lists, lm_eval
+from kvmmu.cli import demo, eval, generate, lists, lm_eval
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -116,6 +116,13 @@ app.command(
         "--policy rce:decay=0.99 --max-new-tokens 100"
     ),
 )(generate.generate)
+app.command(
+    "eval",
+    epilog=(
+        "Example: kvmmu eval kvmmu-ref-1m --suite standard --policies rce,keydiff "
+        "--compression 4,8 --output results"
+    ),
+)(eval.evaluate)
 app.command(
     "lm-eval",
     epilog=(

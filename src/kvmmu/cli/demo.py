@@ -56,7 +56,7 @@ def run_demo(model: str, output: Path, plan: Plan, *, seed: int) -> dict[str, An
     lm = load_model(model)
     from kvmmu.cli.progress import bar
     from kvmmu.evals.demo import Demo
-    from kvmmu.evals.streams import shipped_book
+    from kvmmu.evals.source import shipped_book
     from kvmmu.report.plots import plot_accuracy, plot_survivors
     from kvmmu.report.words import demo_notes, demo_words
 

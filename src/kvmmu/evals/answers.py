@@ -1,7 +1,8 @@
-"""Feed streams through a cache and score what it still knows: exact answers and perplexity."""
+"""Feed streams through a cache and score what it still knows: answers and perplexity."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kvmmu.evals.settings import Setting, kv_nbytes
-from kvmmu.evals.streams import Stream
+from kvmmu.evals.streams import DRAWN, GIVEN, OWN, Stream
 
 __all__ = ["Score", "Tick", "feed", "read_context", "score"]
 
@@ -22,18 +23,34 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Score:
-    """What one cache made of one stream; is_right follows the order of the stream's answers."""
+    """What one cache made of one stream.
 
-    is_right: tuple[bool, ...]
-    perplexity: float
-    num_scored: int
+    scores, in [0, 1], follow the order of the stream's answers, and is_exact tells whether every
+    token of the answer was right; losses are, row by row, the sum of the losses of the tokens
+    given after the context, and counts their number.
+    """
+
+    scores: tuple[float, ...]
+    is_exact: tuple[bool, ...]
+    losses: tuple[float, ...]
+    counts: tuple[int, ...]
     num_slots: int
     kv_bytes: int
 
     @property
     def num_right(self) -> int:
         """Count the answers with every token right."""
-        return sum(self.is_right)
+        return sum(self.is_exact)
+
+    @property
+    def num_scored(self) -> int:
+        """Count the tokens behind the perplexity."""
+        return sum(self.counts)
+
+    @property
+    def perplexity(self) -> float:
+        """Average over all tokens given after the context, the tokens of answers included."""
+        return math.exp(sum(self.losses) / self.num_scored)
 
 
 def read_context(
@@ -54,44 +71,83 @@ def feed(
 ) -> tuple[Tensor, Tensor]:
     """Feed the context in chunks, then tokens one at a time.
 
-    The true tokens are fed, which changes nothing for an answer decoded exactly. Returns, for the
-    tokens from num_context + 1 on, the greedy guess and the loss of the true token. -> [B,N']
+    Returns, for the tokens from num_context + 1 on, the greedy guess and the loss of the token
+    that the stream gives there (0 where nothing was given). -> [B,N'] each
     """
     first, N = stream.num_context, stream.num_tokens
-    ids = stream.ids.to(model.device)
+    B = stream.ids.shape[0]
+    ids = stream.ids.to(model.device, copy=True)  # the model's own words go in
     read_context(model, cache, ids[:, :first], chunk=chunk, tick=tick)
-    guesses, losses = [], []
-    for t in range(first, N - 1):
-        out = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
-        logits = out.logits[:, -1].float()  # [B,V]
-        guesses.append(logits.argmax(-1))
-        losses.append(cross_entropy(logits, ids[:, t + 1], reduction="none"))
-        if tick:
-            tick(1)
-    return torch.stack(guesses, 1), torch.stack(losses, 1)
+    guesses = torch.full((B, N - first - 1), -1, dtype=torch.long, device=ids.device)
+    losses = torch.zeros((B, N - first - 1), device=ids.device)
+    writer = _Writer(stream, ids)
+    for begin, end in stream.segments or ((first, N),):
+        own = copy.deepcopy(cache) if stream.segments else cache
+        for t in range(begin, end - 1):
+            out = model(ids[:, t : t + 1], past_key_values=own, use_cache=True)
+            logits = out.logits[:, -1].float()  # [B,V]
+            at = t - first
+            guesses[:, at] = logits.argmax(-1)
+            losses[:, at] = cross_entropy(logits, ids[:, t + 1], reduction="none")
+            writer.write(t + 1, logits, guesses[:, at])
+            if tick:
+                tick(1)
+    if writer.fed is not None:
+        losses[writer.fed[:, first + 1 :] != GIVEN] = 0
+    return guesses, losses
+
+
+class _Writer:
+    """Put the model's own words into the ids that are fed, where the stream wants them."""
+
+    def __init__(self, stream: Stream, ids: Tensor) -> None:
+        self.fed = None if stream.fed is None else stream.fed.to(ids.device)
+        self.ids = ids
+        if self.fed is not None:
+            self.is_open = (self.fed != GIVEN).any(0).tolist()
+        self.rng = torch.Generator().manual_seed(stream.seed)
+
+    def write(self, t: int, logits: Tensor, guess: Tensor) -> None:
+        """Settle token t of all rows. logits [B,V], guess [B]."""
+        if self.fed is None or not self.is_open[t]:
+            return
+        fed = self.fed[:, t]
+        # the noise is drawn on the host, so that every device writes the same text
+        noise = torch.rand(logits.shape, generator=self.rng).clamp(1e-20).to(logits.device)
+        drawn = (logits - (-noise.log()).log()).argmax(-1)  # Gumbel: a draw at temperature 1
+        chosen = torch.where(fed == OWN, guess, torch.where(fed == DRAWN, drawn, self.ids[:, t]))
+        self.ids[:, t] = chosen
 
 
 def score(model: Any, stream: Stream, setting: Setting, *, tick: Tick | None = None) -> Score:
-    """Judge one kind of cache on one stream.
-
-    Perplexity is over the tokens fed one at a time, the tokens of answers included.
-    """
+    """Judge one kind of cache on one stream."""
     B = stream.ids.shape[0]
     N = stream.num_tokens
     cache = setting.make(model, batch_size=B, num_tokens=N)
     with setting.enabled(model):
         guesses, losses = feed(model, cache, stream, chunk=setting.call_size(N), tick=tick)
-    return Score(
-        is_right=_compare(stream, guesses),
-        perplexity=math.exp(losses.double().mean().item()),
-        num_scored=losses.numel(),
-        num_slots=setting.num_slots(N),
-        kv_bytes=kv_nbytes(cache),
-    )
+    return judge(stream, guesses, losses, setting.num_slots(N), kv_nbytes(cache))
 
 
-def _compare(stream: Stream, guesses: Tensor) -> tuple[bool, ...]:
-    """Tell for each answer whether all of its tokens were guessed. guesses [B,N']."""
-    hits = guesses == stream.ids[:, stream.num_context + 1 :].to(guesses.device)  # [B,N']
+def judge(stream: Stream, guesses: Tensor, losses: Tensor, num_slots: int, kv_bytes: int) -> Score:
+    """Score what feed() returned. guesses, losses [B,N']."""
     base = stream.num_context + 1
-    return tuple(bool(hits[a.row, a.start - base : a.stop - base].all()) for a in stream.answers)
+    scores, is_exact = [], []
+    for answer in stream.answers:
+        written = guesses[answer.row, answer.start - base : answer.stop - base].tolist()
+        true = list(answer.query.answer_ids)
+        is_exact.append(written == true)
+        whole = float(written == true)
+        scores.append(whole if stream.task is None else stream.task.score(answer.query, written))
+    is_given = guesses >= 0
+    if stream.fed is not None:
+        is_given &= stream.fed[:, base:].to(guesses.device) == GIVEN
+    sums = torch.where(is_given, losses, 0).double().sum(1)
+    return Score(
+        scores=tuple(scores),
+        is_exact=tuple(is_exact),
+        losses=tuple(sums.tolist()),
+        counts=tuple(is_given.sum(1).tolist()),
+        num_slots=num_slots,
+        kv_bytes=kv_bytes,
+    )

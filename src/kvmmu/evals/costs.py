@@ -15,7 +15,7 @@ from kvmmu.evals.answers import Tick, read_context
 from kvmmu.evals.settings import Setting
 from kvmmu.evals.streams import Stream
 
-__all__ = ["decode_rates", "peak_nbytes"]
+__all__ = ["decode_rates", "peak_nbytes", "step_times"]
 
 _MEMORY = "[memory]"
 """The name of an allocation or release in torch's profile."""
@@ -52,7 +52,7 @@ def peak_nbytes(model: Any, stream: Stream, setting: Setting, *, num_steps: int 
 
 
 @torch.inference_mode()
-def decode_rates(
+def step_times(
     model: Any,
     stream: Stream,
     settings: tuple[Setting, ...],
@@ -60,10 +60,10 @@ def decode_rates(
     num_rounds: int = 7,
     num_steps: int = 6,
     tick: Tick | None = None,
-) -> list[float]:
-    """Return each setting's tokens per second of all rows: wall time, median over the rounds.
+) -> list[list[float]]:
+    """Time num_steps decode steps, num_rounds times. Returns each setting's wall times in s.
 
-    The settings take turns, num_steps decode steps each, after their context and a warm-up round.
+    The settings take turns, after their context and a warm-up round.
     """
     B, first = stream.ids.shape[0], stream.num_context
     if first + (num_rounds + 1) * num_steps > stream.num_tokens:
@@ -89,4 +89,21 @@ def decode_rates(
                 taken.append(time.perf_counter() - start)
             if tick:
                 tick(num_steps)
-    return [B * num_steps / statistics.median(taken[1:]) for taken in times]
+    return [taken[1:] for taken in times]
+
+
+def decode_rates(
+    model: Any,
+    stream: Stream,
+    settings: tuple[Setting, ...],
+    *,
+    num_rounds: int = 7,
+    num_steps: int = 6,
+    tick: Tick | None = None,
+) -> list[float]:
+    """Return each setting's tokens per second of all rows, the median of step_times' rounds."""
+    times = step_times(
+        model, stream, settings, num_rounds=num_rounds, num_steps=num_steps, tick=tick
+    )
+    B = stream.ids.shape[0]
+    return [B * num_steps / statistics.median(taken) for taken in times]

@@ -16,12 +16,21 @@ from kvmmu import __version__
 from kvmmu.evals.answers import Score, feed, score
 from kvmmu.evals.costs import decode_rates, peak_nbytes
 from kvmmu.evals.settings import Setting
-from kvmmu.evals.streams import TASKS, Source, Stream
+from kvmmu.evals.source import Source
+from kvmmu.evals.streams import Stream, draw, pages
+from kvmmu.evals.tasks.base import Mode, Task
+from kvmmu.evals.tasks.hot_set import HotSet
+from kvmmu.evals.tasks.niah_multikey import MultiKey
 from kvmmu.hf.lm import LM
 from kvmmu.hf.record import record
 
 __all__ = ["Demo", "Plan"]
 
+TASKS: dict[str, tuple[Task, Mode]] = {
+    "hot_set": (HotSet(), "online"),
+    "question_seen": (MultiKey(), "seen"),
+    "late_query": (MultiKey(), "late"),
+}
 FULL = (Setting("static"), Setting("dynamic"))
 TRACED = Setting("slots", "rce", 8)
 
@@ -69,16 +78,17 @@ class Demo:
     """Run a plan; `num_units` says how much work it is, for a progress bar."""
 
     def __init__(self, lm: LM, text: str, plan: Plan, *, seed: int = 0) -> None:
-        """Draw all streams. Raises ValueError if the model's tokenizer does not suit the tasks."""
+        """Draw all streams. Raises ValueError if the text or the keys are too few."""
         self.lm, self.plan, self.seed = lm, plan, seed
         source = Source.make(text, lm.tokenizer)
         N = plan.num_tokens
         self.tasks = {
-            name: source.task(name, num_tokens=N, num_rows=rows, seed=seed)
+            name: draw(task, [source], num_tokens=N, num_rows=rows, seed=seed, mode=mode)
             for name, rows in plan.rows
+            for task, mode in [TASKS[name]]
         }
-        self.pages = source.pages(
-            num_tokens=N, num_scored=plan.num_scored, num_rows=plan.num_pages, seed=seed
+        self.pages = pages(
+            source, num_tokens=N, num_scored=plan.num_scored, num_rows=plan.num_pages, seed=seed
         )
 
     @property
@@ -131,7 +141,7 @@ class Demo:
         for name, stream in self.tasks.items():
             say(f"{setting.label}: {name}")
             made = self._score(stream, setting, advance)
-            answers[name] = {"right": made.num_right, "total": len(made.is_right)}
+            answers[name] = {"right": made.num_right, "total": len(made.is_exact)}
         N = self.plan.num_tokens
         row: dict[str, Any] = {
             "label": setting.label,

@@ -42,8 +42,16 @@ class Setting:
         """Name the cache in a table."""
         if self.kind != "slots":
             return {"static": "full StaticCache", "dynamic": "full DynamicCache"}[self.kind]
-        name = self.policy if isinstance(self.policy, str) else self.policy.name
-        return f"{name} 1/{self.compression:g}"
+        return f"{self.policy_label} 1/{self.compression:g}"
+
+    @property
+    def policy_label(self) -> str:
+        """Name the policy as the command line writes it, with what differs from its defaults."""
+        policy = POLICIES.make(self.policy)
+        usual = type(policy)().params()
+        own = {k: v for k, v in policy.params().items() if v != usual[k]}
+        text = ",".join(f"{k}={v}" for k, v in own.items())
+        return f"{policy.name}:{text}" if text else policy.name
 
     def num_slots(self, num_tokens: int) -> int:
         """C for rows of num_tokens tokens."""

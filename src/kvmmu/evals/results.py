@@ -1,0 +1,81 @@
+"""The results file: JSON lines, appended as each cell ends, so that a kill loses one cell at most.
+
+    about      what was evaluated, the first line; a run with another model or size is refused
+    answers    one cell: rows [[score sum, answers], ...], a pair for each context
+    pages      one cell: rows [[loss sum in nats, tokens], ...]
+    survivors  share of the tokens of an age still held at the end of the pages
+    speed      tokens/s and their ratio to StaticCache, measured in turns
+    skipped    a case that the full cache does not solve: not measurable with this model
+Every line but the first has a `key`; a key stands once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ResultsFile"]
+
+NAME = "results.jsonl"
+_FIXED = ("model", "fingerprint", "dtype")
+"""What a resumed run must share with the run that began the file."""
+
+
+class ResultsFile:
+    """Append to DIR/results.jsonl; `done` holds the lines there are, by key."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """Open or begin the file. Raises ValueError if it is of another run or not ours."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / NAME
+        self.done: dict[str, dict[str, Any]] = {}
+        lines = self._read()
+        if not lines:
+            self.append([{"kind": "about"} | about])
+            return
+        if lines[0].get("kind") != "about":
+            raise ValueError(
+                f"{self.path} must begin with a line of kind 'about', got "
+                f"{lines[0].get('kind')!r}; choose another --output"
+            )
+        for name in _FIXED:
+            if lines[0].get(name) != about.get(name):
+                raise ValueError(
+                    f"{self.path} holds results of {name} {lines[0].get(name)!r}, got "
+                    f"{about.get(name)!r}; choose another --output"
+                )
+        self.done = {line["key"]: line for line in lines if "key" in line}
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Write the lines of one cell in one go and wait until they are on the disk."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.done |= {line["key"]: line for line in lines if "key" in line}
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Read all whole lines and cut off what a kill left of the last."""
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = []
+        for number, text in enumerate(whole.splitlines(), 1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            if not isinstance(line, dict):
+                raise ValueError(
+                    f"{self.path} must hold a JSON object in every line, got {text[:40]!r} in "
+                    f"line {number}; repair it or choose another --output"
+                )
+            lines.append(line)
+        if len(whole) != len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        return lines

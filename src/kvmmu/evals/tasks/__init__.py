@@ -1,0 +1,1 @@
+"""Tasks, one small file each; base.py is their contract."""

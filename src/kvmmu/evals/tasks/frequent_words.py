@@ -1,0 +1,50 @@
+"""Frequent words (RULER's fwe): the most frequent of words whose counts fall as Zipf's law.
+
+context            " List: w1 w2 w1 w3 ..."    the r-th word comes in proportion to r ** -exponent
+question, answer   " Most common:" -> " a b c"    the share found is the score
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task, draw_keys
+from kvmmu.evals.tasks.common_words import list_instance
+
+__all__ = ["FrequentWords"]
+
+
+@TASKS.register("frequent_words")
+@dataclass(frozen=True)
+class FrequentWords(Task):
+    """Name the most frequent words, most frequent first."""
+
+    capability = "global information"
+    modes = ("late", "seen")
+    question = "which words came most often?"
+
+    num_asked: int = 3
+    num_words: int = 24
+    exponent: float = 2.0
+
+    def draw(
+        self, source: Source, *, num_tokens: int, mode: Mode, rng: np.random.Generator
+    ) -> Instance:
+        """Draw words with falling counts that fill four fifths of the tokens."""
+        self.check_mode(mode)
+        num = min(self.num_words, len(source.keys))
+        words = draw_keys(source, num, rng)
+        weights = np.arange(1, num + 1, dtype=np.float64) ** -self.exponent
+        room = int(0.8 * num_tokens) // len(source.encode(f" {words[0]}")) - num
+        counts = (1 + np.floor(room * weights / weights.sum())).astype(int).tolist()
+        return list_instance(
+            source, words, counts, words[: self.num_asked],
+            num_tokens=num_tokens, mode=mode, rng=rng, is_ordered=True,
+        )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Guess among the listed words."""
+        return self.num_asked / self.num_words

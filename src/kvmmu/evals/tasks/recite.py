@@ -1,0 +1,53 @@
+"""Long generation: recite a list, again and again, from what is still held of it.
+
+    context            text, then " List: a b c ... Again:"
+    answer             " a b c ... a b c ..." for thousands of tokens, each fed back
+The score is the share of the words written that are the true successor of the word before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys
+
+__all__ = ["Recite"]
+
+
+@TASKS.register("recite")
+@dataclass(frozen=True)
+class Recite(Task):
+    """Write a list in order, without end."""
+
+    capability = "long generation"
+    modes = ("online",)
+    question = "which word comes next in the list?"
+
+    num_words: int = 24
+    share: float = 0.75
+
+    def draw(
+        self, source: Source, *, num_tokens: int, mode: Mode, rng: np.random.Generator
+    ) -> Instance:
+        """Draw a list; `share` of the tokens are for the model to write."""
+        self.check_mode(mode)
+        words = draw_keys(source, min(self.num_words, max(4, num_tokens // 16)), rng)
+        encode = source.encode
+        ids = [tuple(encode(f" {word}")) for word in words]
+        listed = tuple(token for word in ids for token in word)
+        num_written = int(self.share * num_tokens)
+        written = (listed * (num_written // len(listed) + 1))[:num_written]
+        prompt = (*encode(" List:"), *listed, *encode(" Again:"))
+        query = Query(prompt, written, is_free=True, key=words[0])
+        return compose(source, [], [query], num_tokens=num_tokens, mode="late", rng=rng, keys=words)
+
+    def score(self, query: Query, written: Sequence[int]) -> float:
+        """Return the share of tokens written that may follow the token before, in the list."""
+        follows = set(pairwise(query.answer_ids))
+        steps = [pair in follows for pair in pairwise(written)]
+        return sum(steps) / max(1, len(steps))
