@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from kvmmu.evals.answers import read_context
+from kvmmu.evals.continuations import score_continuations
 from kvmmu.evals.lm_harness.arguments import MissingExtraError, as_arguments
-from kvmmu.evals.lm_harness.scoring import score_continuations
 from kvmmu.hf.enable import enabled
 from kvmmu.hf.load import load
 
@@ -124,14 +124,16 @@ class KVMMULM(HFLM):  # type: ignore[misc] # lm-eval has no types
         is_hidden = True if disable_tqdm or len(rows) == 1 else None  # None: where no terminal is
         with tqdm(total=len(rows), desc="log-likelihoods", disable=is_hidden) as bar:
             for (_, shared), members in alike.items():
-                longest = max(len(rows[i][1]) for i in members)
-                scores = score_continuations(
-                    self.model,
-                    self.cache_arguments,
-                    shared,
-                    [rows[i][1] for i in members],
-                    len(shared) + longest,
-                )
+                num_tokens = len(shared) + max(len(rows[i][1]) for i in members)
+                cache = self.cache_arguments.make(self.model, num_tokens)
+                with enabled(self.model):
+                    scores = score_continuations(
+                        self.model,
+                        cache,
+                        shared,
+                        [rows[i][1] for i in members],
+                        chunk=self.cache_arguments.call_size(num_tokens),
+                    )
                 for i, score in zip(members, scores, strict=True):
                     made[i] = score
                     if requests[i][0] is not None:
