@@ -23,6 +23,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 TEXTS = ("frankenstein", "wikitext2_test")
 LENGTHS = (256, 512, 1024, 2048, 4096)
 TASKS = ("late_query", "question_seen", "hot_set", "passkey", "variable_tracking")
+MORE_TASKS = (
+    "niah_single",
+    "niah_multivalue",
+    "niah_multiquery",
+    "babi_qa1",
+    "babi_qa2",
+    "babi_qa3",
+    "common_words",
+    "frequent_words",
+    "key_value_8",
+    "mixed",
+)
 
 
 def num_questions(task: str, length: int, *, most: int) -> int:
@@ -39,7 +51,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=200, help="questions a text and length")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS + MORE_TASKS, default=list(TASKS))
     parser.add_argument("--keys", choices=("train", "held_out"), default="held_out")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

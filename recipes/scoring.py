@@ -18,6 +18,7 @@ from kvmmu.evals.filler import encode_filler
 from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
 from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task
+from kvmmu.evals.tasks.key_value import KeyValue
 from kvmmu.evals.tasks.niah_multikey import MultiKey
 from kvmmu.evals.tasks.variable_tracking import VariableTracking
 
@@ -58,6 +59,8 @@ def _make(name: str, num_queries: int, *, is_first: bool) -> tuple[Task, Mode]:
         return MultiKey(is_first=is_first), "seen"
     if name == "variable_tracking":
         return VariableTracking(num_queries=8), "late"
+    if name == "key_value_8":
+        return KeyValue(num_hex=8), "late"
     task = TASKS.make(name)
     return task, "late" if "late" in task.modes else "online"
 
