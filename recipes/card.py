@@ -1,6 +1,6 @@
-"""Put a trained model in its place: python recipes/card.py --run DIR --figures FILE --name NAME.
+"""Put a trained model in its place: python recipes/card.py --run DIR --figures FILE --size SIZE.
 
-Copies the exported files into src/kvmmu/models/NAME, thins the log, and writes the model card from
+Copies the exported files into src/kvmmu/models, thins the log, and writes the model card from
 the run's checkpoint, its log and the figures of evaluate_reference.py (one JSON object).
 """
 
@@ -16,11 +16,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from safetensors import safe_open
 from train_reference import RECIPES, Recipe
+
+REPO = Path(__file__).resolve().parents[1]
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 LABELS = {
