@@ -1,0 +1,64 @@
+"""One page that needs nothing beside itself: words, pictures, tables, notes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from kvmmu.report.evaluation.names import MODES, at
+from kvmmu.report.evaluation.tables import grids
+from kvmmu.report.evaluation.words import headline_words, method_notes
+
+__all__ = ["render_page"]
+
+
+def render_page(made: dict[str, Any], pictures: dict[str, Path]) -> str:
+    """Return the page's HTML; the pictures' bytes stand in it."""
+    source = files(__package__ or "").joinpath("page.html.j2").read_text(encoding="utf-8")
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    about = made["about"]
+    seen = {row["mode"] for row in made["families"] + made["not_measurable"]}
+    return env.from_string(source).render(
+        title=f"{about.get('model', 'A model')} with smaller caches",
+        subtitle=_subtitle(made),
+        focus=at(made["focus"]) if made["focus"] is not None else "",
+        words=headline_words(made),
+        grids=grids(made),
+        pictures={
+            name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()
+        },
+        needles=[name for name in pictures if name.startswith("needle")],
+        modes=[(mode, meaning) for mode, meaning in MODES.items() if mode in seen],
+        notes=method_notes(made),
+        versions=list(_versions(about)),
+    )
+
+
+def _subtitle(made: dict[str, Any]) -> str:
+    about = made["about"]
+    parts = []
+    if about.get("num_parameters"):
+        parts.append(f"{about['num_parameters'] / 1e6:,.1f} M parameters")
+    parts += [str(about[name]) for name in ("dtype",) if about.get(name)]
+    if about.get("suite"):
+        parts.append(f"suite {about['suite']}")
+    parts.append(f"{max(len(made['settings']) - 1, 0)} settings")
+    contexts = {
+        (row["task"], row["mode"], row["num_tokens"], str(row["params"])): row["num_contexts"]
+        for row in made["cells"]
+    }
+    parts.append(f"{sum(contexts.values()):,} contexts")
+    return " · ".join(parts)
+
+
+def _versions(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """List what was run where."""
+    flat = {name: value for name, value in about.items() if name != "host"} | about.get("host", {})
+    for name, value in flat.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield name.replace("_", " "), text

@@ -1,0 +1,225 @@
+"""An evaluation as tables: for a terminal of 80 columns, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from kvmmu.report.evaluation.names import (
+    at,
+    family_name,
+    find,
+    percent,
+    span,
+    task_name,
+    with_params,
+)
+from kvmmu.report.evaluation.results import FULL
+from kvmmu.report.evaluation.words import headline_words, method_notes, verdicts
+
+__all__ = ["Grid", "grids", "markdown", "terminal_tables"]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts: the first column names the row; values sort where a text would not."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    values: list[list[float | None]] = field(default_factory=list)
+
+
+def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]]) -> Grid:
+    texts = [[text for text, _ in row] for row in rows]
+    return Grid(title, list(head), texts, [[value for _, value in row] for row in rows])
+
+
+def _share(row: Row) -> tuple[str, float | None]:
+    """Write a kept share with its interval; a star marks what is not measured in full."""
+    if not row:
+        return "–", None
+    some = row.get("num_families", 0) < row.get("num_of_families", 0)
+    some = some or row.get("num_cells", 0) < row.get("num_of_cells", 0)
+    return f"{percent(row['kept'])} ({span(row['kept_interval'])}){'*' * some}", row["kept"]
+
+
+def _names(made: Row) -> list[str]:
+    return [s["name"] for s in made["settings"] if s["label"] != FULL]
+
+
+def headline_grid(made: Row) -> Grid:
+    """Lay out what each setting keeps at each compression, mean of all tasks."""
+    rows = [
+        [(name, None)]
+        + [_share(find(made["headline"], name=name, compression=c)) for c in made["compressions"]]
+        for name in _names(made)
+        if find(made["headline"], name=name)
+    ]
+    head = ["setting", *(at(c) for c in made["compressions"])]
+    return _grid("Accuracy kept, % of the full cache's above chance (95 % interval)", head, rows)
+
+
+def _part_grid(made: Row, part: str, title: str) -> Grid:
+    """Lay out the means of modes or capabilities at the focus."""
+    rows = [r for r in made["headline"] if r["compression"] == made["focus"]]
+    parts = sorted({name for row in rows for name in row[part]})
+    body = [
+        [(row["name"], None), *(_share(row[part].get(name, {})) for name in parts)] for row in rows
+    ]
+    return _grid(f"{title} at {at(made['focus'])}, %", ["setting", *parts], body)
+
+
+def family_grid(made: Row) -> Grid:
+    """Lay out what each setting keeps of each task and mode at the focus."""
+    rows = [r for r in made["families"] if r["compression"] == made["focus"] and r["label"] != FULL]
+    names = [name for name in _names(made) if find(rows, name=name)]
+    families = sorted({(r["mode"], r["task"]): r for r in rows}.items())
+    body: list[list[tuple[str, Any]]] = []
+    for (mode, task), first in families:
+        own = [find(rows, task=task, mode=mode, name=name) for name in names]
+        full = (percent(first["full_score"]), first["full_score"])
+        chance = (percent(first["chance"]), first["chance"])
+        body.append([(family_name(first), None), full, chance, *map(_share, own)])
+    title = f"Accuracy kept at {at(made['focus'])} by task (mode), %"
+    return _grid(title, ["task (mode)", "full score", "chance", *names], body)
+
+
+def page_grid(made: Row) -> Grid:
+    """Lay out perplexity over the full cache's."""
+    texts = sorted({(row["text"], row["num_tokens"]) for row in made["perplexity"]})
+    full = find(made["settings"], label=FULL).get("name", FULL)
+    head, body = ["setting"], []
+    for text, num_tokens in texts:
+        ppl = find(made["perplexity"], text=text, num_tokens=num_tokens, name=full)
+        known = f" (full {ppl['perplexity']:.1f})" if ppl else ""
+        head += [
+            f"{task_name(text)}, {num_tokens} tokens{known}, {at(c)}" for c in made["compressions"]
+        ]
+    for name in _names(made):
+        cells = [
+            _ratio(find(made["perplexity"], text=t, num_tokens=n, name=name, compression=c))
+            for t, n in texts
+            for c in made["compressions"]
+        ]
+        if any(value is not None for _, value in cells):
+            body.append([(name, None), *cells])
+    return _grid("Perplexity / the full cache's (95 % interval)", head, body)
+
+
+def _ratio(row: Row) -> tuple[str, float | None]:
+    if not row:
+        return "–", None
+    ends = row["ratio_interval"]
+    how = f" ({ends[0]:.3f}–{ends[1]:.3f})" if ends else ""
+    return f"{row['ratio']:.3f}{how}", row["ratio"]
+
+
+def cost_grid(made: Row) -> Grid:
+    """Lay out costs, one row a setting and compression."""
+    head = ["setting", "cache", "tokens", "C", "T", "peak tokens", "KV KiB", "KV / full",
+            "ops / slot", "decode / StaticCache", "quartiles"]  # fmt: skip
+    body = []
+    for row in made["costs"]:
+        ends, kv = row["ratio_quartiles"], row["kv_bytes"]
+        body.append(
+            [
+                (row["name"], None),
+                (f"1/{row['compression']:g}", row["compression"]),
+                *(_number(row[name]) for name in ("num_tokens", "num_slots", "chunk_size")),
+                _number(row["peak_tokens"]),
+                _number(kv / 1024 if kv else None, ",.0f"),
+                _number(row["kv_ratio"], ".3f"),
+                _number(row["ops_per_slot"], "g"),
+                _number(row["ratio_to_static"], ".2f"),
+                (f"{ends[0]:.2f}–{ends[1]:.2f}" if ends else "–", ends[0] if ends else None),
+            ]
+        )
+    return _grid("Costs, of the longest text", head, body)
+
+
+def _number(value: float | None, form: str = ",") -> tuple[str, float | None]:
+    return ("–", None) if value is None else (format(value, form), value)
+
+
+def skip_grid(made: Row) -> Grid:
+    """Lay out what could not be measured, and why."""
+    body = [
+        [
+            (with_params(row), None),
+            (row["reason"], None),
+            (percent(row["full_score"]), row["full_score"]),
+            (percent(row["floor"]), row["floor"]),
+        ]
+        for row in made["not_measurable"]
+    ]
+    return _grid("Not measurable", ["task", "reason", "full score", "floor"], body)
+
+
+def grids(made: Row) -> dict[str, Grid]:
+    """Lay out all tables that have rows, by name."""
+    every = {"headline": headline_grid(made)}
+    if made["focus"] is not None:
+        every |= {
+            "modes": _part_grid(made, "by_mode", "Accuracy kept by mode"),
+            "capabilities": _part_grid(made, "by_capability", "Accuracy kept by capability"),
+            "families": family_grid(made),
+        }
+    every |= {"perplexity": page_grid(made), "costs": cost_grid(made), "skipped": skip_grid(made)}
+    return {name: grid for name, grid in every.items() if grid.rows}
+
+
+def markdown(made: Row) -> str:
+    """Write all tables in Markdown, the words before and the notes after them."""
+    parts = [" ".join(headline_words(made))]
+    for grid in grids(made).values():
+        rows = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.rows]
+        lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+        parts.append(f"**{grid.title}**\n\n" + "\n".join(lines))
+    parts.append("\n".join(f"- {note}" for note in method_notes(made)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def terminal_tables(made: Row) -> list[Table]:
+    """Lay out the headline and each task's best setting, for 80 columns; long names are cut."""
+    grid = headline_grid(made)
+    table = _table(grid.title)
+    table.add_column(grid.head[0], no_wrap=True, overflow="ellipsis", min_width=10)
+    for title in grid.head[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*row)
+    if made["focus"] is None:
+        return [table]
+    return [table, _best_table(made)]
+
+
+def _best_table(made: Row) -> Table:
+    table = _table(f"Best setting of each task at {at(made['focus'])}")
+    table.add_column("task (mode)", no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("full", justify="right", no_wrap=True)
+    table.add_column("kept, %", justify="right", no_wrap=True, min_width=14)
+    table.add_column("by", no_wrap=True, overflow="ellipsis", min_width=6)
+    table.add_column("free?", no_wrap=True, min_width=6)
+    said = {"free": "nearly", "open": "open", "lost": "no"}
+    for row in verdicts(made):
+        by = row["name"]
+        shares = percent(row["full_score"]), _share(row)[0]
+        table.add_row(family_name(row), *shares, by, said[row["verdict"]])
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
+    )

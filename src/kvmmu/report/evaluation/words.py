@@ -1,0 +1,169 @@
+"""What an evaluation says, in plain sentences that are reckoned from its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvmmu.report.evaluation.names import at, family_name, find, listed, percent, span, task_name
+from kvmmu.report.evaluation.results import FULL
+
+__all__ = ["headline_words", "method_notes", "verdicts"]
+
+Row = dict[str, Any]
+
+
+def verdicts(made: Row) -> list[Row]:
+    """Judge each task and mode at the focus: free, open, lost, and the setting that keeps most.
+
+    free: some setting's interval lies at or above method.free_at; open: none does, but one
+    reaches it; lost: none reaches it.
+    """
+    limit, rows = made["method"]["free_at"], []
+    at_focus = [row for row in made["families"] if row["compression"] == made["focus"]]
+    for name in sorted({(row["task"], row["mode"]) for row in at_focus}):
+        own = [r for r in at_focus if (r["task"], r["mode"]) == name and r["label"] != FULL]
+        if not own:
+            continue
+        best = max(own, key=lambda row: (row["kept_interval"][0] >= limit, row["kept"]))
+        free = [row["name"] for row in own if row["kept_interval"][0] >= limit]
+        reached = any(row["kept_interval"][1] >= limit for row in own)
+        verdict = "free" if free else "open" if reached else "lost"
+        rows.append({"verdict": verdict, "free": free, "num_settings": len(own), **best})
+    return rows
+
+
+def headline_words(made: Row) -> list[str]:
+    """Say where the focus's compression is nearly free and where it is not."""
+    if made["focus"] is None:
+        return ["No task was measured with a smaller cache yet."]
+    judged = verdicts(made)
+    words = [_first(made), _lead(made), _free(made, judged), _open(judged), _lost(made, judged)]
+    words += [_modes(made), _perplexity(made), _incomplete(made)]
+    return [sentence for sentence in words if sentence]
+
+
+def _best(made: Row) -> Row:
+    """Return the headline's first row at the focus among those measured on every family."""
+    rows = [r for r in made["headline"] if r["compression"] == made["focus"]]
+    most = max(row["num_families"] for row in rows)
+    return max((r for r in rows if r["num_families"] == most), key=lambda r: r["kept"])
+
+
+def _first(made: Row) -> str:
+    best, focus = _best(made), made["focus"]
+    count = best["num_families"]
+    num = len({r["name"] for r in made["headline"] if r["compression"] == focus})
+    of = f", the most of {num} settings" if num > 1 else ""
+    tasks = f"averaged over {count} tasks" if count > 1 else "on one task"
+    return (
+        f"With a cache of 1/{focus:g} the size, {best['name']} keeps {percent(best['kept'])} % "
+        f"({span(best['kept_interval'])} %) of what the full cache answers above chance, "
+        f"{tasks}{of}."
+    )
+
+
+def _lead(made: Row) -> str:
+    row = find(made["leaders"], compression=made["focus"])
+    if not row or row["first"]["name"] != _best(made)["name"]:
+        return ""
+    low, high = (100 * end for end in row["gap_interval"])
+    second = row["second"]["name"]
+    if low > 0:
+        return f"{second} follows, {100 * row['gap']:.1f} points behind ({low:.1f} to {high:.1f})."
+    gap = f"{100 * row['gap']:.1f} points ({low:.1f} to {high:.1f})"
+    return f"{second} cannot be told apart from it: {gap}."
+
+
+def _free(made: Row, judged: list[Row]) -> str:
+    limit = f"{percent(made['method']['free_at'])} %"
+    parts = []
+    for row in (row for row in judged if row["verdict"] == "free"):
+        names = row["free"]
+        more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+        who = ", ".join(names[:3]) + more if more else listed(names)
+        if len(names) == row["num_settings"] > 1:
+            who = "any setting"
+        parts.append(f"{family_name(row)} with {who}")
+    if not parts:
+        return f"On no task is {at(made['focus'])} shown to be nearly free (at least {limit} kept)."
+    return f"Nearly free at {at(made['focus'])} (at least {limit} kept): {'; '.join(parts)}."
+
+
+def _open(judged: list[Row]) -> str:
+    rows = [row for row in judged if row["verdict"] == "open"]
+    if not rows:
+        return ""
+    parts = [f"{family_name(r)} ({r['name']}: {span(r['kept_interval'])} %)" for r in rows]
+    return f"Too few contexts to tell: {listed(parts)}."
+
+
+def _lost(made: Row, judged: list[Row]) -> str:
+    rows = sorted((r for r in judged if r["verdict"] == "lost"), key=lambda row: row["kept"])
+    if not rows:
+        return ""
+    parts = [f"{family_name(r)} (at best {percent(r['kept'])} %, {r['name']})" for r in rows]
+    return f"Not free with any setting, the hardest first: {', '.join(parts)}."
+
+
+def _modes(made: Row) -> str:
+    """Compare the best of each mode, where there are several."""
+    rows = [r for r in made["headline"] if r["compression"] == made["focus"]]
+    best: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        for mode, own in row["by_mode"].items():
+            best[mode] = max(best.get(mode, (-9.0, "")), (own["kept"], row["name"]))
+    if len(best) < 2:
+        return ""
+    ranked = sorted(best.items(), key=lambda item: item[1], reverse=True)
+    parts = [f"{mode} {percent(kept)} % ({name})" for mode, (kept, name) in ranked]
+    said = "What can be kept hangs on when the question is known; the best by mode"
+    return f"{said}: {', '.join(parts)}."
+
+
+def _perplexity(made: Row) -> str:
+    name, parts = _best(made)["name"], []
+    for row in made["perplexity"]:
+        if row["name"] == name and row["compression"] == made["focus"]:
+            ends = row["ratio_interval"]
+            how = f" ({ends[0] - 1:+.1%} to {ends[1] - 1:+.1%})" if ends else ""
+            parts.append(f"{row['ratio'] - 1:+.1%}{how} on {task_name(row['text'])}")
+    return f"Its perplexity changes by {listed(parts)}." if parts else ""
+
+
+def _incomplete(made: Row) -> str:
+    rows = [row for row in made["headline"] if row["num_families"] < row["num_of_families"]]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    if not names:
+        return ""
+    return f"Not yet measured on every task, so not to be compared: {listed(names)} (marked *)."
+
+
+def method_notes(made: Row) -> list[str]:
+    """Say how the figures are to be read."""
+    method = made["method"]
+    confidence = percent(method["confidence"])
+    notes = [
+        "Kept = (score - chance) / (full cache's score - chance), on the same contexts: 100 % is "
+        "as good as the full cache, 0 % is a guess. Over lengths and parameters of a task sums are "
+        "divided; over tasks every task and mode weighs the same.",
+        f"Intervals are {confidence} %: {method['num_draws']} paired bootstrap draws over contexts "
+        "(the questions of a context stand or fall together). An "
+        "interval also covers one answer lost in as many contexts as can have gone unseen (Clopper "
+        "and Pearson), so that a few contexts alike do not pass for certainty.",
+        f"Nearly free: the interval lies at or above {percent(method['free_at'])} %. No correction "
+        "is made for looking at many tasks and settings.",
+        "A task enters only where the full cache scores at least the floor.",
+        "C: slots per layer and KV head. T: tokens of a prefill's chunk. Peak: the most tokens "
+        "held at once per layer, C+T; the whole prompt where a policy reads it before it chooses.",
+        "Speed: decode tokens/s over those of a full StaticCache in the same run.",
+    ]
+    if method["num_broken_lines"]:
+        notes.append(
+            f"Lines that could not be read and were left out: {method['num_broken_lines']}."
+        )
+    if method["num_unpaired_lines"]:
+        notes.append(
+            "Lines left out because the full cache was not measured on the same contexts, or a "
+            f"seed was repeated: {method['num_unpaired_lines']}."
+        )
+    return notes

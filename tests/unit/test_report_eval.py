@@ -1,0 +1,327 @@
+"""The report of an evaluation: figures, intervals, tables, pictures and the page."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fake_evaluation import TASKS, as_text, fake_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kvmmu.report.evaluation import (
+    headline_words,
+    markdown,
+    parse_results,
+    summarise,
+    terminal_tables,
+    write_report,
+)
+from kvmmu.report.evaluation.bootstrap import unseen
+from kvmmu.report.evaluation.names import percent, span
+from kvmmu.report.evaluation.style import looks, part
+
+FEW = {
+    "policies": ("rce", "rce:decay=0.9", "snapkv", "streaming_llm"),
+    "tasks": (TASKS[0], TASKS[1], TASKS[8], TASKS[9]),
+    "compressions": (4, 8),
+    "num_contexts": 12,
+}
+
+
+def summary_of(lines):
+    """Summarise lines as if they came from a file."""
+    return summarise(parse_results(as_text(lines).splitlines()))
+
+
+def answers(policy, rows, *, compression=8.0, seed=0, chance=0.0, task="a_task", num_tokens=64):
+    """Make one line of answers."""
+    return {
+        "kind": "answers", "key": f"{task}/{policy}/{compression}/{seed}/{num_tokens}",
+        "task": task, "mode": "late", "capability": "c", "num_tokens": num_tokens, "params": {},
+        "policy": policy, "label": policy, "compression": 1.0 if policy == "full" else compression,
+        "granularity": "head", "chance": chance, "seed": seed, "rows": rows,
+    }  # fmt: skip
+
+
+def only(rows, **wanted):
+    """Return the one row that has these fields."""
+    (found,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return found
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return fake_lines(**FEW)
+
+
+@pytest.fixture(scope="module")
+def made(lines):
+    return summary_of(lines)
+
+
+# ------------------------------------------------------------------------------- the figures
+def test_full_cache_keeps_all(made):
+    for table in ("cells", "families", "headline"):
+        full = [row for row in made[table] if row["label"] == "full"]
+        assert full
+        assert all(row["kept"] == 1 and row["kept_interval"] == [1, 1] for row in full)
+
+
+def test_chance_keeps_nothing():
+    rows = [[1.0, 4]] * 20
+    made = summary_of([answers("full", [[4.0, 4]] * 20, chance=0.25),
+                       answers("rce", rows, chance=0.25)])  # fmt: skip
+    assert only(made["families"], name="rce")["kept"] == pytest.approx(0, abs=1e-9)
+
+
+rows_of = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=30).filter(
+    lambda pairs: sum(full for full, _ in pairs) > len(pairs)
+)
+
+
+@given(rows_of)
+@settings(max_examples=40)
+def test_intervals_hold_their_estimates(pairs):
+    made = summary_of([answers("full", [[float(full), 4] for full, _ in pairs]),
+                       answers("rce", [[float(own), 4] for _, own in pairs])])  # fmt: skip
+    row = only(made["cells"], name="rce")
+    for value in ("score", "kept"):
+        low, high = row[f"{value}_interval"]
+        assert low <= row[value] <= high
+    assert 0 <= row["score_interval"][0] <= row["score_interval"][1] <= 1
+
+
+def test_every_interval_of_an_evaluation_holds_its_estimate(made):
+    for row in made["headline"] + made["families"] + made["cells"]:
+        assert row["kept_interval"][0] <= row["kept"] <= row["kept_interval"][1]
+    for row in made["perplexity"]:
+        assert row["ratio_interval"][0] <= row["ratio"] <= row["ratio_interval"][1]
+
+
+def test_interval_is_paired(rng):
+    """The same hard contexts on both sides: what both lose widens no interval of what is kept."""
+    hard = rng.integers(0, 5, size=40).astype(float) * 2
+    made = summary_of([answers("full", [[v, 8] for v in hard]),
+                       answers("rce", [[v / 2, 8] for v in hard])])  # fmt: skip
+    row = only(made["cells"], name="rce")
+    assert row["kept"] == pytest.approx(0.5)
+    low, high = row["score_interval"]
+    assert row["kept_interval"][1] - row["kept_interval"][0] < (high - low) / 2
+
+
+def test_contexts_alike_are_no_certainty():
+    one = [[1.0, 1]] * 20
+    row = only(summary_of([answers("full", one), answers("rce", one)])["cells"], name="rce")
+    assert row["kept"] == 1
+    assert row["kept_interval"][0] == pytest.approx(0.025 ** (1 / 20))  # Clopper and Pearson
+    assert unseen(20, 80) == pytest.approx(unseen(20, 20) / 4)
+
+
+def test_interval_of_a_share_has_the_width_of_theory(rng):
+    right = (rng.random(400) < 0.5).astype(float)
+    made = summary_of([answers("full", [[1.0, 1]] * 400), answers("rce", [[v, 1] for v in right])])
+    low, high = only(made["cells"], name="rce")["kept_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 400), rel=0.1)
+
+
+def test_lengths_divide_sums_and_tasks_weigh_the_same():
+    lines = []
+    for task, num_tokens, full, own in (("a", 64, 4, 4), ("a", 128, 2, 0), ("b", 64, 4, 0)):
+        given = {"task": task, "num_tokens": num_tokens}
+        lines += [answers("full", [[float(full), 4]] * 5, **given),
+                  answers("rce", [[float(own), 4]] * 5, **given)]  # fmt: skip
+    made = summary_of(lines)
+    assert only(made["families"], name="rce", task="a")["kept"] == pytest.approx(4 / 6, abs=1e-6)
+    assert only(made["headline"], name="rce")["kept"] == pytest.approx(4 / 12, abs=1e-6)
+
+
+def test_seeds_are_pooled():
+    lines = [answers("full", [[1.0, 1]] * 10), answers("rce", [[1.0, 1]] * 10),
+             answers("full", [[1.0, 1]] * 10, seed=1), answers("rce", [[0.0, 1]] * 10, seed=1),
+             answers("rce", [[0.0, 1]] * 10, seed=2)]  # fmt: skip
+    made = summary_of(lines)
+    row = only(made["cells"], name="rce")
+    assert (row["seeds"], row["num_contexts"], row["kept"]) == ([0, 1], 20, 0.5)
+    assert made["method"]["num_unpaired_lines"] == 1  # seed 2 has no full cache
+
+
+def test_perplexity_ratio_is_paired(made):
+    row = only(made["perplexity"], text="frankenstein", name="rce", compression=8)
+    full = only(made["perplexity"], text="frankenstein", name="full")
+    assert row["ratio"] == pytest.approx(row["perplexity"] / full["perplexity"], abs=1e-4)
+    (low, high), (bottom, top) = row["ratio_interval"], row["interval"]
+    assert high - low < (top - bottom) / row["perplexity"]
+
+
+# --------------------------------------------------------------------------------- the lines
+def test_order_of_lines_does_not_matter(lines, made, rng):
+    assert summary_of([lines[i] for i in rng.permutation(len(lines))]) == made
+
+
+def test_first_of_a_key_counts_once(lines, made):
+    false = copy.deepcopy([line for line in lines if line["kind"] == "answers"])
+    for line in false:
+        line["rows"] = [[0.0, 4]]
+    assert summary_of(lines + false) == made
+
+
+def test_cut_off_last_line_is_counted(lines, made):
+    text = as_text([*lines, lines[1]])[:-40]
+    cut = summarise(parse_results(text.splitlines()))
+    assert cut["method"].pop("num_broken_lines") == 1
+    assert cut == {**made, "method": {k: v for k, v in made["method"].items() if "broken" not in k}}
+
+
+def test_missing_field_is_named():
+    line = answers("rce", [])
+    del line["rows"]
+    with pytest.raises(ValueError, match="line 1 of kind 'answers' must have a field 'rows'"):
+        summary_of([line])
+
+
+def test_two_models_are_refused():
+    with pytest.raises(ValueError, match="must come from one model, got a, b"):
+        summary_of([{"kind": "about", "model": name} for name in "ab"])
+
+
+def test_skipped_task_enters_no_table(lines):
+    name = {"task": "niah_single", "mode": "seen"}
+    skip = [
+        {"kind": "skipped", **name, "num_tokens": n, "params": {"depth": d}, "reason": "r"}
+        for n in (256, 512, 1024) for d in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]  # fmt: skip
+    made = summary_of(lines + skip)
+    assert not [r for r in made["families"] if (r["task"], r["mode"]) == tuple(name.values())]
+    assert sum(row["reason"] == "r" for row in made["not_measurable"]) == 15
+
+
+def test_full_cache_at_chance_is_not_measurable():
+    made = summary_of(
+        [answers("full", [[1.0, 4]] * 4, chance=0.25), answers("rce", [[4.0, 4]] * 4, chance=0.25)]
+    )
+    assert made["families"] == []
+    assert "no better than chance" in made["not_measurable"][0]["reason"]
+
+
+def test_granularity_is_told_where_a_label_has_several(lines):
+    more = [{**line, "key": line["key"] + "/l", "granularity": "layer"}
+            for line in lines if line.get("label") == "rce" and "rows" in line]  # fmt: skip
+    names = {s["name"] for s in summary_of(lines + more)["settings"]}
+    assert {"rce per head", "rce per layer", "snapkv"} <= names
+
+
+# --------------------------------------------------------------------- words, tables, pictures
+def test_words_say_where_it_is_free_and_where_not():
+    full = {task: answers("full", [[4.0, 4]] * 60, task=task) for task in ("easy", "hard")}
+    lines = [*full.values(), answers("rce", [[4.0, 4]] * 60, task="easy"),
+             answers("rce", [[1.0, 4]] * 60, task="hard")]  # fmt: skip
+    text = " ".join(headline_words(summary_of(lines)))
+    assert "Nearly free at 8× (at least 95 % kept): easy (late) with rce." in text
+    assert "Not free with any setting, the hardest first: hard (late) (at best 25 %, rce)." in text
+
+
+def test_words_mark_what_was_not_measured_on_every_task(lines):
+    few = [
+        line for line in lines if not (line.get("label") == "rce" and line.get("mode") == "seen")
+    ]
+    made = summary_of(few)
+    text = " ".join(headline_words(made))
+    assert "Not yet measured on every task, so not to be compared: rce (marked *)." in text
+    assert r"\*" in markdown(made)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_terminal_tables_fit(made, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in terminal_tables(made):
+        console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "rce" in text
+
+
+def test_markdown_rows_have_equal_cells(made):
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", markdown(made), flags=re.MULTILINE)
+    assert len(blocks) >= 6
+    for block in blocks:
+        assert len({row.count(" | ") for row in block.splitlines()}) == 1
+
+
+def test_policy_looks_the_same_whatever_stands_beside_it(made):
+    every = looks(made["settings"])
+    one = looks([s for s in made["settings"] if s["policy"] == "snapkv"])
+    assert one["snapkv"] == every["snapkv"]
+    assert every["rce"].colour == every["rce:decay=0.9"].colour
+    assert every["rce"].dash != every["rce:decay=0.9"].dash
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_labels_are_parted_and_stay_in_order(places):
+    out = part(sorted(places), 0.08, 0.0, 1.0)
+    assert all(b - a > 0.08 - 1e-9 for a, b in pairwise(out))
+    assert min(out) > -1e-9
+    assert max(out) < 1 + 1e-9
+
+
+def test_less_than_all_never_reads_as_all():
+    assert [percent(v) for v in (1.0, 0.997, 0.994)] == ["100", "99.7", "99"]
+    assert span([0.9491, 1.0]) == "94–100"
+
+
+# ------------------------------------------------------------------------------------ the page
+class Page(HTMLParser):
+    """Collect what a page would load, and check that tags are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_is_whole_and_written_twice_is_the_same(tmp_path, lines):
+    odd = copy.deepcopy(lines)
+    odd[0]["model"] = "<b>model</b>"
+    (tmp_path / "results.jsonl").write_text(as_text(odd), encoding="utf-8")
+    made = write_report(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == made
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {p.name for p in files} >= {"index.html", "table.md", "headline.png", "overview.png",
+        "families.png", "modes.png", "perplexity.png", "survivors.png", "price.png",
+        "needle_niah_single_late.png"}  # fmt: skip
+    write_report(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+    page = Page()
+    page.feed(text := (tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert not page.open
+    assert len(page.sources) >= 9
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "<b>model" not in text
+    assert "&lt;b&gt;model" in text
+
+
+@pytest.mark.parametrize("kinds", [(), ("about",), ("pages",), ("answers",), ("speed", "skipped")])
+def test_part_of_an_evaluation_has_a_report_too(tmp_path, lines, kinds):
+    some = [line for line in lines if line["kind"] in kinds and line.get("mode") != "seen"]
+    (tmp_path / "results.jsonl").write_text(as_text(some), encoding="utf-8")
+    write_report(tmp_path)
+    assert "How to read this" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+def test_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"folder must hold results\.jsonl"):
+        write_report(tmp_path)
