@@ -33,6 +33,9 @@ def variants() -> dict[str, Policy]:
     found = {name: POLICIES.make(name) for name in POLICIES.names()}
     found["rce-sum"] = RCE(normalize="none")
     found["rce-decay"] = RCE(decay=0.9)
+    found["rce-max"] = RCE(decay=0.9, normalize="none", statistic="max")
+    found["rce-window"] = RCE(window_queries=6)
+    found["rce-value-norm"] = RCE(decay=0.9, value_norm=True)
     found["rce-integers"] = RCE(decay=1 - 2**-4, normalize="none", fixed_point=True)
     found["snapkv-tova"] = SnapKV(then=TOVA(), kernel_size=1)
     return found

@@ -26,6 +26,7 @@ class Token:
     v: np.ndarray
     score: float = 0.0
     votes: float = 0.0
+    earned: dict[int, float] = field(default_factory=dict)
     born: int = field(default=0)
 
 
@@ -40,11 +41,14 @@ class Rule:
     def __init__(self, name: str, **params: Any) -> None:
         self.name, self.params = name, params
 
-    def see(self, tokens: list[Token], p: np.ndarray) -> None:
-        """Take one query's probabilities in. p [G, len(tokens)]."""
+    def see(self, tokens: list[Token], p: np.ndarray, at: int) -> None:
+        """Take the probabilities of the query at position `at` in. p [G, len(tokens)]."""
         decay = self.params.get("decay", 1.0)
         for i, token in enumerate(tokens):
-            if self.name in ("h2o", "rce"):
+            token.earned[at] = p[:, i].sum()  # by query, so that a window is a plain sum
+            if self.params.get("statistic") == "max":
+                token.score = max(token.score * decay, p[:, i].mean())
+            elif self.name in ("h2o", "rce"):
                 token.score = token.score * decay + p[:, i].sum()
             elif self.name == "tova":
                 token.score = p[:, i].mean()
@@ -56,10 +60,17 @@ class Rule:
             directions = [t.k / np.linalg.norm(t.k) for t in tokens]
             anchor = np.mean(directions, axis=0)
             return -float(token.k @ anchor / np.linalg.norm(token.k) / np.linalg.norm(anchor))
-        if self.name == "rce" and self.params.get("normalize", "age") == "age":
-            decay = self.params.get("decay", 1.0)
-            return token.score / sum(decay**i for i in range(max(1, num_seen - token.position)))
-        return token.score
+        if self.name != "rce":
+            return token.score
+        age, score = max(1, num_seen - token.position), token.score
+        if "window" in self.params:
+            half = self.params["window"] // 2
+            first = max(0, ((num_seen - 1) // half - 1) * half)
+            score = sum(p for at, p in token.earned.items() if at >= first)
+            age = min(age, max(1, num_seen - first))
+        if self.params.get("normalize", "age") == "age":
+            score /= sum(self.params.get("decay", 1.0) ** i for i in range(age))
+        return score * (np.linalg.norm(token.v) if self.params.get("value_norm") else 1.0)
 
 
 class Oracle:
@@ -153,7 +164,7 @@ class Oracle:
             slots[victim] = Token(new, k[h, 0], v[h, 0])
             tokens = [t for t in slots if t is not None]
             out, p = self._ask(h, tokens, q[h * group : (h + 1) * group, 0], new)
-            self.rule.see(tokens, p)
+            self.rule.see(tokens, p, new)
             outs.append(out)
         self.seen += 1
         return np.concatenate(outs)[:, None]
@@ -170,7 +181,7 @@ class Oracle:
                 rows = slice(h * group, (h + 1) * group)
                 out[rows, i], p = self._ask(h, tokens, q[rows, i], first + i)
                 # a token that has not come yet has no score to decay: it starts at 0
-                self.rule.see(tokens, p)
+                self.rule.see(tokens, p, first + i)
                 if self.selector and i >= num - self.selector["votes"]:
                     for token, mass in zip(tokens, p.mean(0)):
                         token.votes += mass / min(num, self.selector["votes"])

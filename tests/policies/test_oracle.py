@@ -29,6 +29,27 @@ CASES: dict[str, tuple[Policy, Rule, dict[str, Any] | None]] = {
         Rule("rce", decay=0.9, normalize="none"),
         None,
     ),
+    "rce-max": (
+        RCE(decay=0.9, normalize="none", statistic="max"),
+        Rule("rce", decay=0.9, normalize="none", statistic="max"),
+        None,
+    ),
+    "rce-max-value-norm": (
+        RCE(normalize="none", statistic="max", value_norm=True),
+        Rule("rce", normalize="none", statistic="max", value_norm=True),
+        None,
+    ),
+    "rce-window": (RCE(window_queries=8), Rule("rce", window=8), None),
+    "rce-sum-window": (
+        RCE(window_queries=14, normalize="none"),
+        Rule("rce", window=14, normalize="none"),
+        None,
+    ),
+    "rce-value-norm": (
+        RCE(decay=0.8, value_norm=True),
+        Rule("rce", decay=0.8, value_norm=True),
+        None,
+    ),
     "streaming_llm": (StreamingLLM(), Rule("streaming_llm"), None),
     "tova": (TOVA(), Rule("tova"), None),
     "keydiff": (KeyDiff(), Rule("keydiff"), None),

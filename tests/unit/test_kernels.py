@@ -91,6 +91,8 @@ def answer(given_: dict[str, Tensor], **spec: Any) -> tuple[Tensor, dict[str, Te
         total = total + (spec["sinks"].double() - 20).exp().view(1, -1, 1, 1)
     p = torch.where(total > 0, e / total, 0)
     mean = p.unflatten(1, (heads, group)).mean(2)  # [B,Hkv,Q,N]
+    is_young = given_["key_positions"][:, :, None] > at - spec.get("grace", 0)
+    old = mean.masked_fill(is_young, 0)
     square = p.square().unflatten(1, (heads, group)).mean(2)
     weights, last = (
         given_[n].double()[:, None, :, None] for n in ("query_weights", "last_weights")
@@ -98,8 +100,8 @@ def answer(given_: dict[str, Tensor], **spec: Any) -> tuple[Tensor, dict[str, Te
     newest = given_["query_positions"]
     newest = (newest == newest.amax(1, keepdim=True)) & (newest >= 0)
     planes = {
-        "mass": (mean * weights).sum(2) * group,
-        "max": (mean * (weights > 0)).amax(2),
+        "mass": (old * weights).sum(2) * group,
+        "max": (old * weights).amax(2),
         "newest": (mean * newest[:, None, :, None]).sum(2),
         "last": (mean * last).sum(2),
         "last_sq": (square * last).sum(2),
@@ -127,7 +129,15 @@ SPECS: dict[str, dict[str, Any]] = {
     "horizon": {"horizon": 4},
     "horizon of one": {"horizon": 1},
     "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0, 1.5, -0.5])},
-    "all": {"softcap": 3.0, "horizon": 6, "sinks": torch.linspace(-2, 2, 6), "scale": 1.3},
+    "grace of one": {"grace": 1},
+    "grace": {"grace": 3},
+    "all": {
+        "grace": 2,
+        "softcap": 3.0,
+        "horizon": 6,
+        "sinks": torch.linspace(-2, 2, 6),
+        "scale": 1.3,
+    },
 }
 
 

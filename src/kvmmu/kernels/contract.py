@@ -10,11 +10,13 @@ Contract of `attend`. q [B,Hq,Q,D], k, v [B,Hkv,N,D] -> out [B,Hq,Q,D], stats [B
     key without a value that only takes mass (gpt_oss). The softmax runs in float32.
     stats holds one plane per name in `planes`, in that order, float32, over the queries i:
         mass      sum of query_weights[b,i] * sum over the group of p        (H2O, RCE)
-        max       maximum over i with query_weights > 0 of the group mean of p
+        max       maximum over i of query_weights[b,i] * the group mean of p     (RCE)
         newest    the group mean of p of the query at the greatest position  (TOVA)
         last      sum over the last queries of the group mean of p           (SnapKV)
         last_sq   sum over the last queries of the group mean of p**2        (CAKE)
     where "last" are the queries with last_weights[b,i] = 1. Pad queries weigh 0 in all planes.
+    mass and max count what query i gives to key n only if the key is at least `grace` tokens older,
+    key_positions[n] <= query_positions[i] - grace. The softmax itself knows no grace.
     The callee never holds a Q x N matrix for more than a block of queries and changes no input.
 """
 
@@ -40,6 +42,7 @@ class AttendSpec:
     planes: tuple[str, ...] = ("mass",)
     horizon: int | None = None
     softcap: float | None = None
+    grace: int = 0
 
 
 class Attend(Protocol):

@@ -76,7 +76,8 @@ def _attend(
         n = p.shape[3]
         out = torch.bmm(p.view(B * Hkv, G * n, N).to(v.dtype), v)
         outs.append(out.view(B, Hkv, G, n, -1))
-        stats = _observe(p, [w[:, rows] for w in weights], spec.planes, stats)
+        is_old = _old(keys, query_positions[:, rows], spec)
+        stats = _observe(p, is_old, [w[:, rows] for w in weights], spec.planes, stats)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B,Hkv,G,Q,D]
     assert stats is not None
     return out.reshape(B, Hq, Q, -1), stats
@@ -121,10 +122,8 @@ def _weights(
     """Weigh the queries for each plane. All [B,Q] -> one float32 [B,Q] per plane."""
     found = []
     for name in planes:
-        if name == "mass":
+        if name in ("mass", "max"):
             found.append(query_weights.float())
-        elif name == "max":
-            found.append((query_weights > 0).float())
         elif name == "newest":
             newest = query_positions.amax(-1, keepdim=True).clamp(min=0)  # [B,1]
             found.append((query_positions == newest).float())
@@ -134,17 +133,29 @@ def _weights(
     return found
 
 
+def _old(keys: Tensor, query_positions: Tensor, spec: AttendSpec) -> Tensor | None:
+    """Mark keys past the grace, None if there is none. keys [B,Hkv,N] -> [B,Hkv,1,n,N]."""
+    if spec.grace == 0:
+        return None
+    return (keys[:, :, None] <= query_positions[:, None, :, None] - spec.grace)[:, :, None]
+
+
 def _observe(
-    p: Tensor, weights: list[Tensor], planes: tuple[str, ...], so_far: Tensor | None
+    p: Tensor,
+    is_old: Tensor | None,
+    weights: list[Tensor],
+    planes: tuple[str, ...],
+    so_far: Tensor | None,
 ) -> Tensor:
     """Fold a block into the planes. p [B,Hkv,G,n,N], weights P x [B,n] -> [B,Hkv,P,N]."""
     B, Hkv, G, n, N = p.shape
+    counted = p if is_old is None else p * is_old
     found = []
     for name, weight in zip(planes, weights):
         if name == "max":
-            plane = (p.sum(2) * weight[:, None, :, None]).amax(2, keepdim=True)
+            plane = (counted.sum(2) * weight[:, None, :, None]).amax(2, keepdim=True)
         else:
-            x = p.square() if name == "last_sq" else p
+            x = counted if name == "mass" else p.square() if name == "last_sq" else p
             row = weight[:, None, None].expand(B, Hkv, G, n).reshape(B * Hkv, 1, G * n)
             plane = torch.bmm(row, x.view(B * Hkv, G * n, N)).view(B, Hkv, 1, N)
         found.append(plane if name == "mass" else plane / G)

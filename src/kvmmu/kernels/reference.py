@@ -32,10 +32,11 @@ def attend(
         outs.append(torch.einsum("bhgn,bhnd->bhgd", p, v.float()).reshape(B, Hq, -1))
         weight = query_weights[:, i, None, None].float()
         last = torch.zeros_like(weight) if last_weights is None else last_weights[:, i, None, None]
+        is_old = key_positions <= query_positions[:, i, None, None] - spec.grace  # [B,Hkv,N]
         if "mass" in sums:
-            sums["mass"] += weight * p.sum(2)
+            sums["mass"] += weight * is_old * p.sum(2)
         if "max" in sums:
-            sums["max"] = torch.maximum(sums["max"], (weight > 0) * p.mean(2))
+            sums["max"] = torch.maximum(sums["max"], weight * is_old * p.mean(2))
         if "newest" in sums:
             newest = query_positions[:, i] == query_positions.amax(-1).clamp(min=0)
             sums["newest"] += newest[:, None, None] * p.mean(2)

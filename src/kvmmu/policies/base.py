@@ -121,8 +121,22 @@ class Policy(ABC):
 
     @property
     def query_decay(self) -> float:
-        """Weight of the plane "mass" lost per later token, in (0, 1]."""
+        """Weight that a query keeps, per later token, in the planes "mass" and "max", in (0, 1]."""
         return 1.0
+
+    @property
+    def query_block(self) -> int | None:
+        """Length b of the blocks [n * b, (n + 1) * b) of positions by which queries are forgotten.
+
+        None to forget none; otherwise the planes "mass" and "max" hold the queries of the newest
+        block and of the one before it, "last" and "last_sq" those of the newest block.
+        """
+        return None
+
+    @property
+    def grace(self) -> int:
+        """Age in tokens from which on the planes "mass" and "max" count what a token gets."""
+        return 0
 
     @property
     def num_last(self) -> int:

@@ -6,9 +6,14 @@ Parameters:
     normalize = "age"    "age": divide by the (decayed) number of queries that saw the token;
                          "none": the plain sum, which favours old tokens
     fixed_point = False  16-bit integer scores, bit for bit those of kvmmu.fixed_point and the RTL
+    statistic = "mass"   "mass": add a token's attention up; "max": keep the (decayed) largest
+    window_queries = None  w, even: only the last w / 2 + 1 to w queries count, in two accumulators
+                         of w / 2 positions each that take turns; None: all queries
+    value_norm = False   weigh the score by the length of the token's value, |v|
 Differs from the paper: its abstract fixes the replacement of the least relevant token by the new
-one at constant size; the score's decay and normalisation, protection of sinks and window, and
-the choice of the victim before the attention (from scores up to the previous token) are ours.
+one at constant size; the score's statistic, decay, window and normalisation, protection of sinks
+and window, and the choice of the victim before the attention (from scores up to the previous
+token) are ours.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import torch
 from torch import Tensor
 
 from kvmmu.fixed_point import MANTISSA_MAX, MAX_CHUNK
-from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec
+from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_count
 
 __all__ = ["RCE"]
 
@@ -38,6 +43,9 @@ class RCE(Policy):
     decay: float = 1.0
     normalize: Literal["none", "age"] = "age"
     fixed_point: bool = False
+    statistic: Literal["mass", "max"] = "mass"
+    window_queries: int | None = None
+    value_norm: bool = False
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
@@ -45,14 +53,50 @@ class RCE(Policy):
             raise ValueError(f"decay must lie in (0, 1], got {self.decay!r}")
         if self.normalize not in ("none", "age"):
             raise ValueError(f"normalize must be 'none' or 'age', got {self.normalize!r}")
-        if not isinstance(self.fixed_point, bool):
-            raise ValueError(f"fixed_point must be True or False, got {self.fixed_point!r}")
-        if not self.fixed_point:
+        if self.statistic not in ("mass", "max"):
+            raise ValueError(f"statistic must be 'mass' or 'max', got {self.statistic!r}")
+        for name in ("fixed_point", "value_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+        w = self.window_queries
+        if w is not None and not (is_count(w) and w >= 2 and w % 2 == 0):
+            raise ValueError(f"window_queries must be an even integer of at least 2, got {w!r}")
+        self._check_together()
+        if self.fixed_point:
+            self._check_integers()
+
+    def _check_together(self) -> None:
+        """Refuse what has no meaning together."""
+        if self.statistic == "max" and self.normalize != "none":
+            raise ValueError(
+                "normalize must be 'none' with statistic='max' (a largest value grows with no "
+                f"count of queries), got {self.normalize!r}"
+            )
+        if self.window_queries is None:
             return
+        if self.statistic == "max":
+            raise ValueError(
+                "statistic must be 'mass' with window_queries, got 'max'; "
+                "a decay forgets old maxima"
+            )
+        if self.decay < 1.0:
+            raise ValueError(
+                "decay must be 1.0 with window_queries (each forgets old queries in its own way), "
+                f"got {self.decay!r}"
+            )
+
+    def _check_integers(self) -> None:
+        """Refuse what the hardware's integer scores cannot be."""
         if self.normalize != "none":
             raise ValueError(
                 "normalize must be 'none' with fixed_point=True (the hardware has no divider), "
                 f"got {self.normalize!r}"
+            )
+        if self.statistic != "mass" or self.window_queries is not None or self.value_norm:
+            raise ValueError(
+                "fixed_point=True adds up plain attention mass: statistic must be 'mass', "
+                "window_queries None and value_norm False, got "
+                f"{self.statistic!r}, {self.window_queries!r} and {self.value_norm!r}"
             )
         if self.decay < 1.0 and self.decay_shift is None:
             raise ValueError(
@@ -70,18 +114,30 @@ class RCE(Policy):
 
     @property
     def ops_per_slot(self) -> int:
-        """Decay or divide, add, compare."""
-        return 3
+        """Count: add (or take the maximum) and compare; one more for each further rule.
+
+        Decay, division and the window's second sum are one each; |v| is squares added over 64
+        dimensions, as an order of magnitude, and a product (hardware may keep |v| in the slot).
+        """
+        more = (self.decay < 1.0) + (self.normalize == "age") + (self.window_queries is not None)
+        return 2 + more + 65 * self.value_norm
 
     @property
     def needs(self) -> frozenset[str]:
-        """Ask for the attention mass, and for the protection if scores are integers."""
-        return frozenset({"mass", "protected"} if self.fixed_point else {"mass"})
+        """Ask for the statistic, and for the protection if scores are integers."""
+        more = {"protected"} if self.fixed_point else set()
+        if self.window_queries is not None:
+            more.add("last")
+        if self.value_norm:
+            more.add("v")
+        return frozenset({self.statistic} | more)
 
     @property
     def state(self) -> Mapping[str, StateSpec]:
-        """Keep one shared exponent per score table if scores are integers."""
-        return {"exponent": StateSpec("head", "int32")} if self.fixed_point else {}
+        """Keep one shared exponent per table of integers, or the window's older half."""
+        if self.fixed_point:
+            return {"exponent": StateSpec("head", "int32")}
+        return {} if self.window_queries is None else {"older": StateSpec("slot")}
 
     @property
     def max_queries(self) -> int | None:
@@ -93,23 +149,61 @@ class RCE(Policy):
         """Weigh a chunk's queries as if they had come one by one."""
         return self.decay
 
+    @property
+    def query_block(self) -> int | None:
+        """Forget queries half a window at a time."""
+        return None if self.window_queries is None else self.window_queries // 2
+
     def priority(self, view: SlotView) -> Tensor:
         """Rank by score, or by score per query that saw the token. -> [B,Hkv,N]."""
-        if self.normalize == "none":
-            return view.scores
-        age = (view.num_seen - view.positions).clamp(min=1).float()
-        if self.decay < 1.0:  # 1 + g + g**2 + ... over the queries seen
-            age = -torch.expm1(age * math.log(self.decay)) / (1.0 - self.decay)
-        return view.scores / age
+        scores = view.scores
+        if self.window_queries is not None:
+            scores = scores + view.state["older"]
+        if self.normalize == "age":
+            scores = scores / self._num_queries(view)
+        if self.value_norm:
+            assert view.v is not None
+            scores = scores * view.v.float().norm(dim=-1)
+        return scores
+
+    def _num_queries(self, view: SlotView) -> Tensor:
+        """Count the queries that a token's score holds, faded as the score is. -> [B,Hkv,N]."""
+        age = (view.num_seen - view.positions).clamp(min=1)
+        half = self.query_block
+        if half is not None:  # the whole older half and what the newer one has so far
+            newer = (view.num_seen - 1).clamp(min=0) % half + 1
+            age = torch.minimum(age, half + newer)
+        if self.decay == 1.0:
+            return age.float()
+        # 1 + g + g**2 + ...
+        return -torch.expm1(age.float() * math.log(self.decay)) / (1.0 - self.decay)
 
     def update(self, view: SlotView, seen: Seen) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Add this call's attention to what is left of the scores. -> [B,Hkv,N]."""
         if self.fixed_point:
             return self._update_integers(view, seen)
+        if self.window_queries is not None:
+            return self._update_halves(view, seen)
         kept = view.scores
         if self.decay < 1.0:
             kept = kept * self.decay ** seen.num_queries.float()
-        return kept + seen.planes["mass"], view.state
+        new = seen.planes[self.statistic]
+        return torch.maximum(kept, new) if self.statistic == "max" else kept + new, view.state
+
+    def _update_halves(self, view: SlotView, seen: Seen) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Add to the newer half; where a border was crossed, it becomes the older one."""
+        half = self.query_block
+        assert half is not None
+        last = view.num_seen - 1
+        before = last - seen.num_queries  # the last position before this call, -1 for none
+        num_borders = last.clamp(min=0) // half - before.clamp(min=0) // half
+        newer = seen.planes["last"] * seen.group_size
+        rest = seen.planes["mass"] - newer  # of the block before the newest
+        rest = torch.where(num_borders > 0, rest.clamp(min=0), 0)
+        older = torch.where(num_borders == 1, view.scores, 0) + rest
+        is_same = num_borders == 0
+        older = torch.where(is_same, view.state["older"], older)
+        return torch.where(is_same, view.scores + newer, newer), {"older": older}
 
     def _update_integers(self, view: SlotView, seen: Seen) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Do what kvmmu.fixed_point does, on int64 tensors; mantissas stay exact in float32."""

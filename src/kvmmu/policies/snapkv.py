@@ -56,6 +56,11 @@ class SnapKV(Policy):
                 f"{self.step.max_queries} tokens; use it without fixed_point, or as the policy"
             )
 
+        if self.step.query_block is not None:
+            raise ValueError(
+                f"then must not forget queries in blocks, got {self.step!r}; use its decay instead"
+            )
+
     @property
     def step(self) -> Policy:
         """The step policy that follows. Raises ValueError if `then` names no step policy."""
@@ -78,6 +83,11 @@ class SnapKV(Policy):
     def query_decay(self) -> float:
         """Weigh queries as the step policy does."""
         return self.step.query_decay
+
+    @property
+    def grace(self) -> int:
+        """Count attention from the age on from which the step policy does."""
+        return self.step.grace
 
     @property
     def num_last(self) -> int:

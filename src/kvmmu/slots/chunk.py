@@ -74,9 +74,7 @@ def _gather(mmu: KVMMU, k: Tensor, v: Tensor, valid: Tensor | None) -> _Candidat
 def _attend(mmu: KVMMU, q: Tensor, both: _Candidates, call: Call) -> tuple[Tensor, Seen]:
     """Attend causally over all candidates; a pad's query weighs nothing. q [B,Hq,T,D]."""
     T = q.shape[2]
-    later = both.count - both.order  # real tokens after each, so that decay counts tokens
-    weights = mmu.policy.query_decay ** later.float() * both.is_real
-    is_last = both.is_real & (later < mmu.policy.num_last)
+    weights, is_last = _weigh(mmu, both)
     q, keys = numbered(mmu.rotary, q, both.k, both.positions, call.index)
     out, stats = mmu.kernel.attend(
         q,
@@ -94,6 +92,18 @@ def _attend(mmu: KVMMU, q: Tensor, both: _Candidates, call: Call) -> tuple[Tenso
     mmu.workspace_nbytes = max(mmu.workspace_nbytes, nbytes)
     num_last = is_last.sum(1, keepdim=True, dtype=torch.int32)
     return out, mmu.seen(stats, both.count[:, :, None], num_last[:, :, None], T)
+
+
+def _weigh(mmu: KVMMU, both: _Candidates) -> tuple[Tensor, Tensor]:
+    """Weigh the queries as the policy asks. -> float32, bool [B,T]; pads weigh nothing."""
+    later = both.count - both.order  # real tokens after each, so that decay counts tokens
+    weights = mmu.policy.query_decay ** later.float() * both.is_real
+    block = mmu.policy.query_block
+    if block is None:
+        return weights, both.is_real & (later < mmu.policy.num_last)
+    newest = mmu.table.num_seen[:, None] + both.count - 1  # [B,1]
+    num_back = newest // block - (newest - later) // block  # blocks from the newest one
+    return weights * (num_back <= 1), both.is_real & (num_back == 0)
 
 
 def _choose(

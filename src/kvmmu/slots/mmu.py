@@ -74,7 +74,7 @@ class KVMMU:
         index: Tensor | None = None,
     ) -> Tensor:
         """Take Q new tokens in and attend; see the contract above. index [B,Q]: RoPE places."""
-        attend = AttendSpec(scale, self.planes, self.spec.horizon, softcap)
+        attend = AttendSpec(scale, self.planes, self.spec.horizon, softcap, self.policy.grace)
         call = Call(attend, valid, sinks, index)
         Q = q.shape[2]
         if Q == 1:
