@@ -58,7 +58,7 @@ $(READY): pyproject.toml
 		echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || { echo "creating $(VENV)"; "$(PYTHON)" -m venv --clear "$(VENV)"; }
 	@"$(BIN)/python" -c 'import torch' 2>/dev/null || { \
-		echo "Expect a download of about 175 MB, and torch besides: about 190 MB where the index has a CPU"; \
+		echo "Expect a download of about 305 MB, and torch besides: about 190 MB where the index has a CPU"; \
 		echo "build (1.6 GB on disk in all), several GB for the CUDA build that Linux gets from PyPI."; \
 		echo "Your own index or wheels: make $(MAKECMDGOALS) PIP_FLAGS='--index-url URL'"; }
 	$(PIP) "$(TORCH)"
