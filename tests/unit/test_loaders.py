@@ -261,6 +261,14 @@ def test_longbench_takes_the_best_reference_and_the_first_line(tmp_path):
     assert loader.score(document, "a fox that ran") == pytest.approx(0.5)  # of 1 and 3 words
 
 
+def test_longbench_counts_with_numbers_and_finds_the_right_one(tmp_path):
+    loader, count = longbench(tmp_path, "passage_count", answers=["12"])
+    assert loader.score(count, "There are 12, or 13.") == 0.5
+    loader, found = longbench(tmp_path, "passage_retrieval_en", answers=["Paragraph 3"])
+    assert loader.score(found, " 3, not 4") == 0.5
+    assert loader.score(found, "Paragraph 30") == 0
+
+
 def test_longbench_names_an_unknown_data_set_and_a_missing_one(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'hotpotqa'"):
         list(LongBench(tmp_path, datasets=("hotpotq",)).documents())
