@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kvmmu.report.evaluation import parse_results, summarise
+
 POLICIES: dict[str, tuple[float, float, int]] = {  # kept at 8x: late, seen; operations a slot
     "rce": (0.55, 0.99, 3),
     "rce:decay=0.9": (0.47, 0.99, 3),
@@ -45,6 +47,14 @@ LENGTHS = (256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEXTS = ("frankenstein", "wikitext2_test")
 CHANCE = {"babi_qa1": 1 / 6}
+
+FEW: dict[str, Any] = {
+    "policies": ("rce", "rce:decay=0.9", "snapkv", "streaming_llm"),
+    "tasks": (TASKS[0], TASKS[1], TASKS[8], TASKS[9]),
+    "compressions": (4, 8),
+    "num_contexts": 12,
+}
+"""Arguments of a small evaluation."""
 
 Line = dict[str, Any]
 
@@ -83,6 +93,30 @@ def fake_lines(
                   "params": {}, "reason": "the full cache scores below the floor",
                   "full_score": 0.22, "floor": 0.6})  # fmt: skip
     return lines
+
+
+def summary_of(lines: list[Line]) -> dict[str, Any]:
+    """Summarise lines as if they came from a file."""
+    return summarise(parse_results(as_text(lines).splitlines()))
+
+
+def answers(
+    policy: str,
+    rows: list[list[float]],
+    *,
+    compression: float = 8.0,
+    seed: int = 0,
+    chance: float = 0.0,
+    task: str = "a_task",
+    num_tokens: int = 64,
+) -> Line:
+    """Make one line of answers."""
+    return {
+        "kind": "answers", "key": f"{task}/{policy}/{compression}/{seed}/{num_tokens}",
+        "task": task, "mode": "late", "capability": "c", "num_tokens": num_tokens, "params": {},
+        "policy": policy, "label": policy, "compression": 1.0 if policy == "full" else compression,
+        "granularity": "head", "chance": chance, "seed": seed, "rows": rows,
+    }  # fmt: skip
 
 
 def as_text(lines: list[Line]) -> str:
@@ -185,7 +219,7 @@ def _survivors(cache: tuple[str, float]) -> Line:
     label, compression = cache
     edges = [0, 8, 16, 32, 64, 128, 256, 512, 768, 1024]
     middle = (np.array(edges[:-1]) + np.array(edges[1:])) / 2
-    flat = {"streaming_llm": 0.0, "random": 0.5, "lacache": 0.7}.get(label, 0.3)
+    flat = _rng("age", label).random()
     aged = 1 / (1 + (middle * compression / 1024) ** (3 - 2 * flat))
     kept = (
         np.where(middle <= 1024 / compression / 8, 1.0, aged) if label != "full" else aged * 0 + 1

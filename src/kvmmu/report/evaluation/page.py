@@ -21,6 +21,7 @@ def render_page(made: dict[str, Any], pictures: dict[str, Path]) -> str:
     """Return the page's HTML; the pictures' bytes stand in it."""
     source = files(__package__ or "").joinpath("page.html.j2").read_text(encoding="utf-8")
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     about = made["about"]
     seen = {row["mode"] for row in made["families"] + made["not_measurable"]}
     return env.from_string(source).render(

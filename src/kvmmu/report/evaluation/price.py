@@ -108,13 +108,13 @@ def _price_panel(ax: Axes, rows: Sequence[Row], field: str, made: Row) -> None:
     x = np.array([float(row[field]) for row in rows])
     y = np.array([row["kept"] for row in rows])
     bars = np.abs(np.array([row["kept_interval"] for row in rows]).T - y)
-    spread = max(float(np.ptp(x)), 0.5)
-    ax.set_xlim(x.min() - 0.12 * spread, x.max() + 0.3 * spread)
+    ends = np.array([_ends(row, field) for row in rows])
+    spread = max(float(np.ptp(ends)), 0.5)
+    ax.set_xlim(ends.min() - 0.08 * spread, ends.max() + 0.2 * spread)
     ax.set_ylim(min(-0.03, float((y - bars[0]).min())), 1.05)
     for n, row in enumerate(rows):
         look = drawn[row["name"]]
-        quartiles = row.get("ratio_quartiles") if field == "ratio_to_static" else None
-        wide = np.abs(np.array(quartiles)[:, None] - x[n]) if quartiles else None
+        wide = np.abs(ends[n, :, None] - x[n])  # [2,1]
         ax.errorbar(
             x[n], y[n], yerr=bars[:, n, None], xerr=wide, markersize=7, elinewidth=1,
             **(look.line() | {"linestyle": ""}),
@@ -123,16 +123,21 @@ def _price_panel(ax: Axes, rows: Sequence[Row], field: str, made: Row) -> None:
     ax.set_yticks(np.arange(0, 1.01, 0.25), [f"{s:.0%}" for s in np.arange(0, 1.01, 0.25)])
 
 
+def _ends(row: Row, field: str) -> list[float]:
+    """Return the ends of a mark's bar: a speed's quartiles, or the mark itself."""
+    quartiles = row.get("ratio_quartiles") if field == "ratio_to_static" else None
+    return list(quartiles or [row[field]] * 2)
+
+
 def _place_labels(ax: Axes, rows: Sequence[Row], field: str, drawn: dict[str, Look]) -> None:
     """Write each name beside its mark, at the first place that hides nothing."""
     low, high = ax.get_xlim(), ax.get_ylim()
     across, up = 367 / (low[1] - low[0]), 302 / (high[1] - high[0])  # points: 5.1 by 4.2 inches
     spots = [(float(row[field]) * across, row["kept"] * up) for row in rows]
     taken: list[Box] = [(px - 6, py - 6, px + 6, py + 6) for px, py in spots]
-    if field == "ratio_to_static":
-        for row, (_, py) in zip(rows, spots, strict=True):
-            a, b = row.get("ratio_quartiles") or [row[field]] * 2
-            taken.append((a * across, py - 1, b * across, py + 1))
+    for row, (_, py) in zip(rows, spots, strict=True):
+        low_end, high_end = _ends(row, field)
+        taken.append((low_end * across, py - 1, high_end * across, py + 1))
     edges = low[0] * across, low[1] * across
     for row, (px, py) in zip(rows, spots, strict=True):
         size = 5.0 * len(row["name"]), 9.0

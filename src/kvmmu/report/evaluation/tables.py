@@ -121,12 +121,12 @@ def _ratio(row: Row) -> tuple[str, float | None]:
     return f"{row['ratio']:.3f}{how}", row["ratio"]
 
 
-def cost_grid(made: Row) -> Grid:
+def cost_grid(rows: Sequence[Row], which: str) -> Grid:
     """Lay out costs, one row a setting and compression."""
     head = ["setting", "cache", "tokens", "C", "T", "peak tokens", "KV KiB", "KV / full",
             "ops / slot", "decode / StaticCache", "quartiles"]  # fmt: skip
     body = []
-    for row in made["costs"]:
+    for row in rows:
         ends, kv = row["ratio_quartiles"], row["kv_bytes"]
         body.append(
             [
@@ -141,7 +141,7 @@ def cost_grid(made: Row) -> Grid:
                 (f"{ends[0]:.2f}–{ends[1]:.2f}" if ends else "–", ends[0] if ends else None),
             ]
         )
-    return _grid("Costs, of the longest text", head, body)
+    return _grid(f"Costs {which}, of the longest text", head, body)
 
 
 def _number(value: float | None, form: str = ",") -> tuple[str, float | None]:
@@ -171,14 +171,23 @@ def grids(made: Row) -> dict[str, Grid]:
             "capabilities": _part_grid(made, "by_capability", "Accuracy kept by capability"),
             "families": family_grid(made),
         }
-    every |= {"perplexity": page_grid(made), "costs": cost_grid(made), "skipped": skip_grid(made)}
+    costs = [r for r in made["costs"] if r["label"] == FULL or r["compression"] == made["focus"]]
+    if made["focus"] is not None:
+        every["costs"] = cost_grid(costs, f"at {at(made['focus'])}")
+    every |= {
+        "perplexity": page_grid(made),
+        "all_costs": cost_grid(made["costs"], "at every size"),
+        "skipped": skip_grid(made),
+    }
     return {name: grid for name, grid in every.items() if grid.rows}
 
 
 def markdown(made: Row) -> str:
     """Write all tables in Markdown, the words before and the notes after them."""
     parts = [" ".join(headline_words(made))]
-    for grid in grids(made).values():
+    for name, grid in grids(made).items():
+        if name == "all_costs":
+            continue
         rows = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.rows]
         lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
         parts.append(f"**{grid.title}**\n\n" + "\n".join(lines))
@@ -211,7 +220,7 @@ def _best_table(made: Row) -> Table:
     table.add_column("kept, %", justify="right", no_wrap=True, min_width=14)
     table.add_column("by", no_wrap=True, overflow="ellipsis", min_width=6)
     table.add_column("free?", no_wrap=True, min_width=6)
-    said = {"free": "nearly", "open": "open", "lost": "no"}
+    said = {"free": "yes", "open": "open", "lost": "no"}
     for row in verdicts(made):
         by = row["name"]
         shares = percent(row["full_score"]), _share(row)[0]

@@ -10,6 +10,7 @@ from kvmmu.report.evaluation.results import FULL
 __all__ = ["headline_words", "method_notes", "verdicts"]
 
 Row = dict[str, Any]
+NAMED = 4  # hard tasks told by name; the tables have them all
 
 
 def verdicts(made: Row) -> list[Row]:
@@ -37,7 +38,7 @@ def headline_words(made: Row) -> list[str]:
     if made["focus"] is None:
         return ["No task was measured with a smaller cache yet."]
     judged = verdicts(made)
-    words = [_first(made), _lead(made), _free(made, judged), _open(judged), _lost(made, judged)]
+    words = [_first(made), _lead(made), _free(made, judged), _open(judged), _lost(judged)]
     words += [_modes(made), _perplexity(made), _incomplete(made)]
     return [sentence for sentence in words if sentence]
 
@@ -97,12 +98,16 @@ def _open(judged: list[Row]) -> str:
     return f"Too few contexts to tell: {listed(parts)}."
 
 
-def _lost(made: Row, judged: list[Row]) -> str:
+def _lost(judged: list[Row]) -> str:
     rows = sorted((r for r in judged if r["verdict"] == "lost"), key=lambda row: row["kept"])
     if not rows:
         return ""
-    parts = [f"{family_name(r)} (at best {percent(r['kept'])} %, {r['name']})" for r in rows]
-    return f"Not free with any setting, the hardest first: {', '.join(parts)}."
+    parts = [f"{family_name(r)}, at best {percent(r['kept'])} % ({r['name']})" for r in rows]
+    if len(parts) > NAMED + 1:
+        easiest = rows[-1]
+        rest = f"{len(parts) - NAMED} more, up to {percent(easiest['kept'])} % of"
+        parts = [*parts[:NAMED], f"{rest} {family_name(easiest)}"]
+    return f"Not free with any setting, the hardest first: {'; '.join(parts)}."
 
 
 def _modes(made: Row) -> str:
@@ -127,7 +132,7 @@ def _perplexity(made: Row) -> str:
             ends = row["ratio_interval"]
             how = f" ({ends[0] - 1:+.1%} to {ends[1] - 1:+.1%})" if ends else ""
             parts.append(f"{row['ratio'] - 1:+.1%}{how} on {task_name(row['text'])}")
-    return f"Its perplexity changes by {listed(parts)}." if parts else ""
+    return f"The perplexity of {name} changes by {listed(parts)}." if parts else ""
 
 
 def _incomplete(made: Row) -> str:
