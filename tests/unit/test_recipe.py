@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from kvmmu.evals.filler import encode_filler
 from kvmmu.evals.keys import key_words
-from kvmmu.evals.retrieval import late_query
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.niah_multikey import MultiKey
 
 REPO = Path(__file__).resolve().parents[2]
 RECIPES = REPO / "recipes"
@@ -39,6 +40,14 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(PACKAGE / "models" / "kvmmu-ref-1m" / "tokenizer.json"))
+
+
+def make_source(tokenizer: Tokenizer) -> Source:
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text).ids
+        return ids
+
+    return Source(encode_filler(TEXT, encode), encode, key_words("train"))
 
 
 def make_run(recipe: ModuleType, tokenizer: Tokenizer) -> Any:
@@ -68,14 +77,8 @@ def test_first_layers_find_the_record_before_any_training(
 ) -> None:
     model = make_run(recipe, tokenizer).model
     rotate, rotary = (getattr(sys.modules["model"], name) for name in ("rotate", "rotary"))
-    filler = encode_filler(TEXT, lambda text: tokenizer.encode(text).ids)
-    task = late_query(
-        filler,
-        lambda text: tokenizer.encode(text).ids,
-        num_tokens=256,
-        keys=key_words("train"),
-        rng=np.random.default_rng(0),
-        num_queries=4,
+    task = MultiKey(num_queries=4).draw(
+        make_source(tokenizer), num_tokens=256, mode="late", rng=np.random.default_rng(0)
     )
     ids, starts = task.stream()
     cos, sin = rotary(model.config, len(ids))
@@ -89,7 +92,7 @@ def test_first_layers_find_the_record_before_any_training(
         mask = torch.ones_like(scores, dtype=torch.bool).triu(1)
         weights = scores.masked_fill(mask, -torch.inf).softmax(-1)
     for start, query in zip(starts, task.queries, strict=True):
-        assert weights[start - 1, task.record_positions[query.key] + 1] > 0.5
+        assert weights[start - 1, task.positions[query.key] + 1] > 0.5
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (48, 16), (16, 16)])

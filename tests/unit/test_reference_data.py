@@ -13,16 +13,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from kvmmu.evals.filler import Filler, encode_filler
-from kvmmu.evals.hotset import hot_set
+from kvmmu.evals.filler import encode_filler
 from kvmmu.evals.keys import KEY_WORDS, key_words, split_of
-from kvmmu.evals.retrieval import (
-    Task,
-    late_query,
-    passkey,
-    question_seen,
-    variable_tracking,
-)
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.base import Instance, Mode, Task
+from kvmmu.evals.tasks.hot_set import HotSet
+from kvmmu.evals.tasks.niah_multikey import MultiKey
+from kvmmu.evals.tasks.passkey import Passkey
+from kvmmu.evals.tasks.variable_tracking import VariableTracking
 
 REPO = Path(__file__).resolve().parents[2]
 MODEL = REPO / "src" / "kvmmu" / "models" / "kvmmu-ref-1m"
@@ -45,28 +43,24 @@ def decode(ids: list[int] | tuple[int, ...]) -> str:
 
 
 @pytest.fixture(scope="module")
-def filler() -> Filler:
-    return encode_filler(read_book()[:60_000], encode)
+def source() -> Source:
+    return Source(encode_filler(read_book()[:60_000], encode), encode, KEYS)
 
 
-Make = Callable[[Filler, np.random.Generator], Task]
+Make = Callable[[Source, np.random.Generator], Instance]
+
+
+def maker(task: Task, mode: Mode) -> Make:
+    return lambda source, rng: task.draw(source, num_tokens=2048, mode=mode, rng=rng)
+
+
 MAKERS: dict[str, Make] = {
-    "late_query": lambda f, rng: late_query(
-        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, num_queries=4
-    ),
-    "question_seen": lambda f, rng: question_seen(
-        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12
-    ),
-    "question_seen_first": lambda f, rng: question_seen(
-        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, is_first=True
-    ),
-    "hot_set": lambda f, rng: hot_set(
-        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=8, num_queries=20
-    ),
-    "passkey": lambda f, rng: passkey(f, encode, num_tokens=2048, rng=rng),
-    "variable_tracking": lambda f, rng: variable_tracking(
-        f, encode, num_tokens=2048, keys=KEYS, rng=rng, num_records=12, num_queries=4
-    ),
+    "late_query": maker(MultiKey(num_records=12, num_queries=4), "late"),
+    "question_seen": maker(MultiKey(num_records=12), "seen"),
+    "question_seen_first": maker(MultiKey(num_records=12, is_first=True), "seen"),
+    "hot_set": maker(HotSet(num_records=8, num_queries=20), "online"),
+    "passkey": maker(Passkey(), "late"),
+    "variable_tracking": maker(VariableTracking(num_chains=6, num_queries=4), "late"),
 }
 every_task = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 retrieval_task = pytest.mark.parametrize("name", ["late_query", "question_seen", "hot_set"])
@@ -92,24 +86,24 @@ def test_unknown_split_is_refused_by_name() -> None:
 
 @every_task
 def test_stream_has_the_length_asked_for(
-    make: Make, filler: Filler, rng: np.random.Generator
+    make: Make, source: Source, rng: np.random.Generator
 ) -> None:
-    task = make(filler, rng)
-    assert len(task.stream()[0]) == task.num_tokens == 2048
+    task = make(source, rng)
+    assert len(task.stream()[0]) == 2048
 
 
 @every_task
-def test_same_seed_gives_the_same_task(make: Make, filler: Filler, seed: int) -> None:
-    first, second, other = (make(filler, np.random.default_rng(s)) for s in (seed, seed, seed + 1))
+def test_same_seed_gives_the_same_task(make: Make, source: Source, seed: int) -> None:
+    first, second, other = (make(source, np.random.default_rng(s)) for s in (seed, seed, seed + 1))
     assert first == second
     assert first != other
 
 
 @every_task
 def test_answers_stand_in_the_stream_where_said(
-    make: Make, filler: Filler, rng: np.random.Generator
+    make: Make, source: Source, rng: np.random.Generator
 ) -> None:
-    task = make(filler, rng)
+    task = make(source, rng)
     ids, starts = task.stream()
     for start, query in zip(starts, task.queries, strict=True):
         assert tuple(ids[start : start + len(query.answer_ids)]) == query.answer_ids
@@ -118,19 +112,19 @@ def test_answers_stand_in_the_stream_where_said(
 
 @retrieval_task
 def test_answer_is_recoverable_from_its_record(
-    name: str, filler: Filler, rng: np.random.Generator
+    name: str, source: Source, rng: np.random.Generator
 ) -> None:
-    task = MAKERS[name](filler, rng)
+    task = MAKERS[name](source, rng)
     for query in task.queries:
         record = encode(f" {query.key}{decode(query.answer_ids)}.")
-        place = task.record_positions[query.key]
+        place = task.positions[query.key]
         assert list(task.context_ids[place : place + len(record)]) == record
 
 
 def test_alias_leads_to_the_digits_by_way_of_its_key(
-    filler: Filler, rng: np.random.Generator
+    source: Source, rng: np.random.Generator
 ) -> None:
-    task = MAKERS["variable_tracking"](filler, rng)
+    task = MAKERS["variable_tracking"](source, rng)
     context = decode(task.context_ids)
     for query in task.queries:
         key, digits = decode(query.answer_ids).split()
@@ -138,52 +132,51 @@ def test_alias_leads_to_the_digits_by_way_of_its_key(
         assert f" {key} {digits}." in context
 
 
-def test_pass_key_stands_once_in_the_context(filler: Filler, rng: np.random.Generator) -> None:
-    task = MAKERS["passkey"](filler, rng)
+def test_pass_key_stands_once_in_the_context(source: Source, rng: np.random.Generator) -> None:
+    task = MAKERS["passkey"](source, rng)
     digits = decode(task.queries[0].answer_ids)
     assert len(digits) == 6  # a space and five digits
     assert decode(task.context_ids).count(f" The pass key is{digits}.") == 1
 
 
-def test_late_question_is_not_in_the_context(filler: Filler, rng: np.random.Generator) -> None:
-    task = MAKERS["late_query"](filler, rng)
+def test_late_question_is_not_in_the_context(source: Source, rng: np.random.Generator) -> None:
+    task = MAKERS["late_query"](source, rng)
     assert all(decode(q.prompt_ids) not in decode(task.context_ids) for q in task.queries)
 
 
 @pytest.mark.parametrize("is_first", [False, True])
 def test_seen_question_is_in_the_context_and_asked_again(
-    is_first: bool, filler: Filler, rng: np.random.Generator
+    is_first: bool, source: Source, rng: np.random.Generator
 ) -> None:
-    task = MAKERS["question_seen_first" if is_first else "question_seen"](filler, rng)
+    task = MAKERS["question_seen_first" if is_first else "question_seen"](source, rng)
     question = task.queries[0].prompt_ids
     where = slice(None, len(question)) if is_first else slice(-len(question), None)
     assert task.context_ids[where] == question
     assert not task.queries[0].lead_ids
 
 
-def test_filler_keeps_words_whole(filler: Filler, rng: np.random.Generator) -> None:
-    task = MAKERS["late_query"](filler, rng)
+def test_filler_keeps_words_whole(source: Source, rng: np.random.Generator) -> None:
+    task = MAKERS["late_query"](source, rng)
     known = set(read_book()[:60_000].split())
-    known |= set(task.record_positions)
+    known |= set(task.positions)
     words = decode(task.context_ids).split()
     strange = [word for word in words if word not in known and not word[:-1].isdigit()]
     assert len(strange) <= 1  # the filler ends where its tokens end, perhaps inside a word
 
 
-def test_hot_set_asks_some_records_far_more_often(filler: Filler, rng: np.random.Generator) -> None:
-    task = hot_set(
-        filler, encode, num_tokens=8192, keys=KEYS, rng=rng, num_records=8, num_queries=200
-    )
+def test_hot_set_asks_some_records_far_more_often(source: Source, rng: np.random.Generator) -> None:
+    hot = HotSet(num_records=8, num_queries=200)
+    task = hot.draw(source, num_tokens=8192, mode="online", rng=rng)
     asked = [query.key for query in task.queries]
-    counts = [asked.count(key) for key in task.record_positions]
+    counts = [asked.count(key) for key in task.positions]
     assert max(counts) > 3 * min(counts)
 
 
 def test_too_many_records_are_refused_with_the_cure(
-    filler: Filler, rng: np.random.Generator
+    source: Source, rng: np.random.Generator
 ) -> None:
     with pytest.raises(ValueError, match="raise num_tokens or ask for fewer records"):
-        late_query(filler, encode, num_tokens=64, keys=KEYS, rng=rng, num_records=12)
+        MultiKey(num_records=12).draw(source, num_tokens=64, mode="late", rng=rng)
 
 
 def test_shipped_book_is_the_whole_novel() -> None:

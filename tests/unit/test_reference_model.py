@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from kvmmu.evals.filler import Filler, encode_filler
-from kvmmu.evals.hotset import hot_set
+from kvmmu.evals.filler import encode_filler
 from kvmmu.evals.keys import KEY_WORDS, key_words
-from kvmmu.evals.retrieval import Task, late_query, question_seen
+from kvmmu.evals.source import Source
+from kvmmu.evals.tasks.base import Instance, Mode, Task
+from kvmmu.evals.tasks.hot_set import HotSet
+from kvmmu.evals.tasks.niah_multikey import MultiKey
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "kvmmu"
 MODEL = PACKAGE / "models" / "kvmmu-ref-1m"
@@ -33,11 +35,12 @@ def model() -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def filler() -> Filler:
-    return encode_filler(lzma.decompress(BOOK.read_bytes()).decode(), encode)
+def source() -> Source:
+    text = lzma.decompress(BOOK.read_bytes()).decode()
+    return Source(encode_filler(text, encode), encode, key_words("held_out"))
 
 
-def count_exact(model: LlamaForCausalLM, task: Task) -> tuple[int, int]:
+def count_exact(model: LlamaForCausalLM, task: Instance) -> tuple[int, int]:
     ids, starts = task.stream()
     with torch.no_grad():
         best = model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
@@ -48,16 +51,19 @@ def count_exact(model: LlamaForCausalLM, task: Task) -> tuple[int, int]:
     return sum(exact), len(exact)
 
 
-@pytest.mark.parametrize("name", ["late_query", "question_seen", "hot_set"])
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [(MultiKey(), "late"), (MultiKey(), "seen"), (HotSet(), "online")],
+    ids=["late_query", "question_seen", "hot_set"],
+)
 def test_held_out_keys_are_found_with_a_full_cache(
-    name: str, model: LlamaForCausalLM, filler: Filler
+    task: Task, mode: Mode, model: LlamaForCausalLM, source: Source
 ) -> None:
-    make = {"late_query": late_query, "question_seen": question_seen, "hot_set": hot_set}[name]
     rng = np.random.default_rng(3)
     exact = total = 0
     while total < 24:
-        task = make(filler, encode, num_tokens=512, keys=key_words("held_out"), rng=rng)
-        right, asked = count_exact(model, task)
+        instance = task.draw(source, num_tokens=512, mode=mode, rng=rng)
+        right, asked = count_exact(model, instance)
         exact, total = exact + right, total + asked
     assert exact >= 0.9 * total
 

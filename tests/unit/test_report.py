@@ -7,7 +7,7 @@ import copy
 import pytest
 from rich.console import Console
 
-from kvmmu.evals.streams import TASKS
+from kvmmu.evals.demo import TASKS
 from kvmmu.report.plots import plot_accuracy
 from kvmmu.report.tables import demo_table
 from kvmmu.report.words import binomial_error, demo_notes, demo_words
