@@ -19,6 +19,7 @@ from kvmmu.report.evaluation.style import (
     figure_of,
     label_ends,
     looks,
+    panels,
     save,
     tidy,
 )
@@ -56,8 +57,7 @@ def plot_headline(made: Row, path: Path) -> Path:
 def plot_modes(made: Row, path: Path) -> Path:
     """Draw the same, one panel a mode."""
     modes = sorted({mode for row in made["headline"] for mode in row["by_mode"]})
-    figure = figure_of(4.9 * len(modes), 4.6)
-    axes = figure.subplots(1, len(modes), squeeze=False, sharey=True)[0]
+    figure, axes = panels(len(modes), 2 if len(modes) in (2, 4) else 3, 4.9, 4.6)
     for ax, mode in zip(axes, modes, strict=True):
         rows = [
             {**row, "num_of_families": 0, **row["by_mode"][mode]}
@@ -76,17 +76,12 @@ def plot_families(made: Row, path: Path) -> Path:
     """Draw what is kept, one panel a task and mode."""
     rows = [row for row in made["families"] if row["label"] != FULL]
     names = sorted({(row["mode"], row["task"]) for row in rows})
-    width = min(3, len(names))
-    height = math.ceil(len(names) / width)
-    figure = figure_of(4.5 * width, 2.9 * height)
-    axes = figure.subplots(height, width, squeeze=False, sharey=True)
-    for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
-    for ax, (mode, task) in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names), 3, 4.5, 2.9)
+    for ax, (mode, task) in zip(axes, names, strict=True):
         own = [row for row in rows if (row["mode"], row["task"]) == (mode, task)]
         _kept_panel(ax, own, made, size=7, room=1.7, height=2.35)
         ax.set_title(family_name(own[0]), fontsize=9.5, loc="left")
-    for ax in axes[:, 0]:
+    for ax in axes[::3]:
         ax.set_ylabel("accuracy kept", fontsize=8)
     figure.supxlabel("times smaller cache", fontsize=10)
     return save(figure, path)
@@ -135,8 +130,7 @@ def plot_perplexity(made: Row, path: Path) -> Path:
     """Draw perplexity over the full cache's against compression, one panel a text and length."""
     rows = [row for row in made["perplexity"] if row["label"] != FULL]
     names = sorted({(row["text"], row["num_tokens"]) for row in rows})
-    figure = figure_of(5.6 * len(names), 4.6)
-    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    figure, axes = panels(len(names), 2, 5.6, 4.6)
     low, high = _ratio_limits(rows)
     for ax, (text, num_tokens) in zip(axes, names, strict=True):
         own = [r for r in rows if (r["text"], r["num_tokens"]) == (text, num_tokens)]
@@ -155,7 +149,8 @@ def plot_perplexity(made: Row, path: Path) -> Path:
         tidy(ax)
         ax.set_title(f"{task_name(text)}, {num_tokens} tokens", fontsize=10, loc="left")
         ax.set_xlabel("times smaller cache", fontsize=9)
-    axes[0].set_ylabel("perplexity / the full cache's (95 % intervals)")
+    for ax in axes[::2]:
+        ax.set_ylabel("perplexity / the full cache's (95 % intervals)")
     return save(figure, path)
 
 

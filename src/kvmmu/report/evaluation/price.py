@@ -20,9 +20,7 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
 Place = tuple[float, float, Literal["left", "center", "right"]]
 """Where a label stands beside its mark, in points."""
-PLACES: tuple[Place, ...] = (  # the best first
-    (8, 0, "left"),
-    (-8, 0, "right"),
+PLACES: tuple[Place, ...] = (  # the best first, after those right and left of the bar
     (8, 8, "left"),
     (8, -8, "left"),
     (-8, 8, "right"),
@@ -48,19 +46,21 @@ def plot_survivors(made: Row, path: Path) -> Path:
         edges = np.maximum(np.asarray(row["edges"], dtype=np.float64), 1.0)
         look = drawn[row["name"]]
         middle = np.sqrt(edges[:-1] * edges[1:])
-        ax.plot(middle, row["kept"], markersize=4, linewidth=1.4, **look.line())
+        ax.plot(middle, row["kept"], markersize=4, clip_on=False, linewidth=1.4, **look.line())
         ends.append((float(middle[-1]), float(row["kept"][-1]), row["name"], look.colour))
         oldest = max(oldest, float(edges[-1]))
     share = 1 / made["focus"]
+    ax.set_yscale("function", functions=(np.sqrt, np.square))  # room for what little is old
     ax.axhline(share, color=GREY, linewidth=1, linestyle="--")
-    ax.text(1.1, share + 0.012, f"a cache of 1/{made['focus']:g}", fontsize=8, color=GREY)
-    ax.set_xlim(1, oldest * 3.2)
-    ticks = [2**n for n in range(0, 40, 2) if 2**n <= oldest * 1.01]
-    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.text(1.1, share + 0.01, f"a cache of 1/{made['focus']:g}", fontsize=8, color=GREY)
+    ax.set_xlim(1, oldest * 4.5)
+    ages = [2**n for n in range(0, 40, 2) if 2**n <= oldest * 1.01]
+    ax.set_xticks(ages, [str(age) for age in ages])
     ax.minorticks_off()
-    ax.set_ylim(-0.03, 1.05)
-    label_ends(ax, ends, size=8.5, gap=8.5 * 1.15 / 72 / 4.2)
-    ax.set_yticks(np.arange(0, 1.01, 0.25), [f"{s:.0%}" for s in np.arange(0, 1.01, 0.25)])
+    ax.set_ylim(0, 1.05)
+    label_ends(ax, ends, size=8.5, gap=8.5 * 1.15 / 72 / 4.2, column=1.6)
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
+    ax.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     ax.set_xlabel("age in tokens (the newest to the left)")
     ax.set_ylabel("tokens of that age still held")
     ax.set_title(
@@ -132,7 +132,7 @@ def _ends(row: Row, field: str) -> list[float]:
 def _place_labels(ax: Axes, rows: Sequence[Row], field: str, drawn: dict[str, Look]) -> None:
     """Write each name beside its mark, at the first place that hides nothing."""
     low, high = ax.get_xlim(), ax.get_ylim()
-    across, up = 367 / (low[1] - low[0]), 302 / (high[1] - high[0])  # points: 5.1 by 4.2 inches
+    across, up = 415 / (low[1] - low[0]), 311 / (high[1] - high[0])  # points: 5.8 by 4.3 inches
     spots = [(float(row[field]) * across, row["kept"] * up) for row in rows]
     taken: list[Box] = [(px - 6, py - 6, px + 6, py + 6) for px, py in spots]
     for row, (_, py) in zip(rows, spots, strict=True):
@@ -141,7 +141,9 @@ def _place_labels(ax: Axes, rows: Sequence[Row], field: str, drawn: dict[str, Lo
     edges = low[0] * across, low[1] * across
     for row, (px, py) in zip(rows, spots, strict=True):
         size = 5.0 * len(row["name"]), 9.0
-        places = [(_box(px, py, size, place), place) for place in PLACES]
+        left, right = (end * across - px for end in _ends(row, field))
+        beside: list[Place] = [(max(right + 5, 8), 0, "left"), (min(left - 5, -8), 0, "right")]
+        places = [(_box(px, py, size, place), place) for place in (*beside, *PLACES)]
         box, (dx, dy, side) = min(places, key=lambda found: _hidden(found[0], taken, edges))
         taken.append(box)
         ax.annotate(

@@ -16,7 +16,17 @@ from kvmmu.report.evaluation.names import at
 from kvmmu.report.evaluation.results import FULL
 from kvmmu.report.plots import COLOURS, MARKERS
 
-__all__ = ["GREY", "Look", "compression_axis", "figure_of", "label_ends", "looks", "save", "tidy"]
+__all__ = [
+    "GREY",
+    "Look",
+    "compression_axis",
+    "figure_of",
+    "label_ends",
+    "looks",
+    "panels",
+    "save",
+    "tidy",
+]
 
 GREY = "#666666"
 # Okabe and Ito's colours, then Tol's muted ones; dark enough for text on white.
@@ -73,6 +83,7 @@ def looks(settings: Sequence[dict[str, Any]]) -> dict[str, Look]:
         for n, name in enumerate(names):
             colour, mark = (GREY, "o") if policy == FULL else spare.get(policy, ("", ""))
             colour, mark = OWN.get(policy, colour), OWN_MARKS.get(policy, mark)
+            mark = SPARE_MARKS[(n - 1) % 6] if n else mark
             made[name] = Look(colour, mark, DASHES[n % len(DASHES)])
     return made
 
@@ -105,27 +116,43 @@ def compression_axis(ax: Axes, compressions: Sequence[float], *, room: float = 1
     ax.set_xlim(min(compressions) / 1.18, max(compressions) * 2**room)
 
 
+def panels(count: int, most: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels, at most so many in a row, each width by height inches."""
+    across = max(1, min(most, count))
+    down = max(1, math.ceil(count / across))
+    figure = figure_of(width * across, height * down)
+    grid = figure.subplots(down, across, squeeze=False, sharey=True)
+    for ax in grid.flat[count:]:
+        ax.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
 def label_ends(
-    ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, size: float, gap: float
+    ax: Axes,
+    ends: Sequence[tuple[float, float, str, str]],
+    *,
+    size: float,
+    gap: float,
+    column: float = 1.16,
 ) -> None:
     """Write labels at the ends (x, y, text, colour) of lines, parted by gap, tied to their ends.
 
-    Contract: the axes' limits are set. gap is a share of the axis' height; x is on a log axis.
+    Contract: the axes' limits are set and x is on a log axis. gap is a share of the axis' height;
+    column is where labels begin, over the last end's x.
     """
     if not ends:
         return
-    low, high = ax.get_ylim()
-    is_log = ax.get_yscale() == "log"
+    scale = ax.yaxis.get_transform()
+    low, high = (float(scale.transform(y)) for y in ax.get_ylim())
     ranked = sorted(ends, key=lambda end: end[1])
-    scaled = [_scale(end[1], low, high, is_log=is_log) for end in ranked]
-    places = part(scaled, gap, 0.6 * gap, 1 - 0.6 * gap)
-    column = max(end[0] for end in ends) * 1.16
+    shares = [(float(scale.transform(end[1])) - low) / (high - low) for end in ranked]
+    places = part(shares, gap, 0.6 * gap, 1 - 0.6 * gap)
+    left = max(end[0] for end in ends) * column
     for (x, y, text, colour), place in zip(ranked, places, strict=True):
-        height = low * (high / low) ** place if is_log else low + (high - low) * place
         ax.annotate(
             text,
             (x, y),
-            xytext=(column, height),
+            xytext=(left, float(scale.inverted().transform(low + (high - low) * place))),
             fontsize=size,
             color=colour,
             va="center",
@@ -134,13 +161,6 @@ def label_ends(
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6,
                         "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
-
-
-def _scale(y: float, low: float, high: float, *, is_log: bool) -> float:
-    """Return where y stands between the ends of an axis, in [0, 1]."""
-    if is_log:
-        return math.log(y / low) / math.log(high / low)
-    return (y - low) / (high - low)
 
 
 def part(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -43,9 +43,10 @@ def summarise(results: Results) -> dict[str, Any]:
     taken = measure(pairs)
     families, kept = family_rows(taken)
     capability = {(r["task"], r["mode"]): r["capability"] for r in families}
-    compressions = sorted({place[1] for place in kept if place[0].label != FULL})
     pages, num_pages_left_out = pair(results.of("pages"))
-    focus = min(compressions, key=lambda c: abs(math.log(c / FOCUS)), default=None)
+    answered = {place[1] for place in kept if place[0].label != FULL}
+    compressions = answered or {p.compression for p in pages if p.setting.label != FULL}
+    focus = min(answered, key=lambda c: (abs(math.log(c / FOCUS)), c), default=None)
     made = {
         "about": results.about,
         "method": {
@@ -55,10 +56,10 @@ def summarise(results: Results) -> dict[str, Any]:
             "num_broken_lines": results.num_broken,
             "num_unpaired_lines": num_left_out + num_pages_left_out,
         },
-        "compressions": compressions,
+        "compressions": sorted(compressions),
         "focus": focus,
         "headline": [_headline(place, made, kept, capability) for place, made in kept.items()],
-        "leaders": [row for c in compressions if (row := _leaders(kept, c))],
+        "leaders": [row for c in sorted(answered) if (row := _leaders(kept, c))],
         "families": families,
         "cells": cell_rows(taken),
         "perplexity": page_rows(pages),
