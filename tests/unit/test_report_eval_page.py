@@ -45,14 +45,20 @@ def test_words_say_where_it_is_free_and_where_not():
     assert "Not free with any setting, the hardest first: hard (late), at best 25 % (rce)." in text
 
 
-def test_words_mark_what_was_not_measured_on_every_task(lines):
+@pytest.mark.parametrize("missing", [{"mode": "seen"}, {"params": {"depth": 0.5}}])
+def test_words_mark_what_was_not_measured_on_every_cell(lines, missing):
     few = [
-        line for line in lines if not (line.get("label") == "rce" and line.get("mode") == "seen")
+        line
+        for line in lines
+        if line.get("label") != "rce" or any(line.get(k) != v for k, v in missing.items())
     ]
     made = summary_of(few)
     text = " ".join(headline_words(made))
     assert "Not yet measured on every task, so not to be compared: rce (marked *)." in text
     assert r"\*" in markdown(made)
+    assert {"rce"}.isdisjoint(
+        {row[which]["name"] for row in made["leaders"] for which in ("first", "second")}
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80])

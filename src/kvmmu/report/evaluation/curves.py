@@ -37,7 +37,9 @@ def plot_headline(made: Row, path: Path) -> Path:
     rows = [row for row in made["headline"] if row["label"] != FULL]
     _kept_panel(ax, rows, made, size=9, room=1.15, height=4.6)
     count = max((row["num_families"] for row in rows), default=0)
-    ax.set_title(f"Accuracy kept, mean of {count} tasks (95 % intervals)", fontsize=11, loc="left")
+    ax.set_title(
+        f"Accuracy kept, mean of {count} task-mode pairs (95 % intervals)", fontsize=11, loc="left"
+    )
     ax.set_ylabel("share of the full cache's accuracy above chance")
     free = made["method"]["free_at"]
     ax.text(

@@ -78,19 +78,31 @@ def _headline(
     kept: dict[Place, Families],
     capability: dict[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """Average what a setting keeps over families: all, those of a mode, those of a capability."""
-    every = {family for made in kept.values() for family in made}
+    """Average what a setting keeps over families: all, those of a mode, those of a capability.
+
+    num_families counts those that were measured on every cell, of num_of_families.
+    """
+    cells = _num_cells(kept.values())
     row = {
         "label": place[0].label,
         "granularity": place[0].granularity,
         "compression": place[1],
         **_mean(families.values()),
-        "num_families": len(families),
-        "num_of_families": len(every),
+        "num_families": sum(k.num_cells == cells[family] for family, k in families.items()),
+        "num_of_families": len(cells),
     }
     row["by_mode"] = _grouped(families, lambda family: family[1])
     row["by_capability"] = _grouped(families, lambda family: capability[family])
     return row
+
+
+def _num_cells(every: Iterable[Families]) -> dict[tuple[str, str], int]:
+    """Count the cells of each family that any setting was measured on."""
+    cells: dict[tuple[str, str], int] = {}
+    for families in every:
+        for family, kept in families.items():
+            cells[family] = max(cells.get(family, 0), kept.num_cells)
+    return cells
 
 
 def _grouped(
@@ -128,20 +140,20 @@ def _mean_draws(kept: list[Kept]) -> Draws:
 def _leaders(kept: dict[Place, Families], compression: float) -> dict[str, Any] | None:
     """Say which two settings keep most, and by how much the first leads, paired.
 
-    Settings that were not measured on every family are left out.
+    Settings that were not measured on every cell are left out.
     """
     of = {place: made for place, made in kept.items() if place[1] == compression}
-    every = {family for made in of.values() for family in made}
+    cells = _num_cells(of.values())
     mean = {
         place: float(np.mean([k.share for k in made.values()]))
         for place, made in of.items()
-        if set(made) == every and place[0].label != FULL
+        if {family: k.num_cells for family, k in made.items()} == cells
     }
     if len(mean) < 2:
         return None
     first, second = sorted(mean, key=lambda place: (-mean[place], place))[:2]
     draws = [
-        _mean_draws([of[place][family] for family in sorted(every)]) for place in (first, second)
+        _mean_draws([of[place][family] for family in sorted(cells)]) for place in (first, second)
     ]
     gap = mean[first] - mean[second]
     return {

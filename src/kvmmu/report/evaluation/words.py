@@ -44,7 +44,7 @@ def headline_words(made: Row) -> list[str]:
 
 
 def _best(made: Row) -> Row:
-    """Return the headline's first row at the focus among those measured on every family."""
+    """Return the headline's best row at the focus among those measured on the most families."""
     rows = [r for r in made["headline"] if r["compression"] == made["focus"]]
     most = max(row["num_families"] for row in rows)
     return max((r for r in rows if r["num_families"] == most), key=lambda r: r["kept"])
@@ -55,7 +55,7 @@ def _first(made: Row) -> str:
     count = best["num_families"]
     num = len({r["name"] for r in made["headline"] if r["compression"] == focus})
     of = f", the most of {num} settings" if num > 1 else ""
-    tasks = f"averaged over {count} tasks" if count > 1 else "on one task"
+    tasks = f"averaged over {count} pairs of task and mode" if count > 1 else "on one task"
     return (
         f"With a cache of 1/{focus:g} the size, {best['name']} keeps {percent(best['kept'])} % "
         f"({span(best['kept_interval'])} %) of what the full cache answers above chance, "
