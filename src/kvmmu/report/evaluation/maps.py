@@ -26,7 +26,7 @@ def plot_overview(made: Row, path: Path) -> Path:
     rows = [r for r in made["families"] if r["compression"] == made["focus"] and r["label"] != FULL]
     names = [s["name"] for s in made["settings"] if any(r["name"] == s["name"] for r in rows)]
     families = sorted({(r["mode"], r["task"]): family_name(r) for r in rows}.items())
-    figure = figure_of(2.6 + 0.62 * len(families), 2.3 + 0.34 * len(names))
+    figure = figure_of(max(6.5, 2.6 + 0.62 * len(families)), 2.3 + 0.34 * len(names))
     ax = figure.subplots()
     grid = np.full((len(names), len(families)), np.nan)
     columns = [family for family, _ in families]
@@ -47,7 +47,7 @@ def plot_overview(made: Row, path: Path) -> Path:
             ax.axvline(n + 0.5, color="white", linewidth=4)
     _bare(ax)
     ax.set_xlabel(
-        f"accuracy kept at {at(made['focus'])}, % (bold and boxed: shown to be nearly free)",
+        f"accuracy kept at {at(made['focus'])}, % (boxed: shown to be nearly free)",
         fontsize=9,
     )
     return save(figure, path)

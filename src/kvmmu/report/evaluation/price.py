@@ -44,7 +44,7 @@ def plot_survivors(made: Row, path: Path) -> Path:
     ends, oldest = [], 2.0
     for row in rows:
         edges = np.maximum(np.asarray(row["edges"], dtype=np.float64), 1.0)
-        look = drawn[row["name"]]
+        look = drawn.get(row["name"]) or _look_of_label(made, row["label"])
         middle = np.sqrt(edges[:-1] * edges[1:])
         ax.plot(middle, row["kept"], markersize=4, clip_on=False, linewidth=1.4, **look.line())
         ends.append((float(middle[-1]), float(row["kept"][-1]), row["name"], look.colour))
@@ -70,6 +70,12 @@ def plot_survivors(made: Row, path: Path) -> Path:
     )
     tidy(ax)
     return save(figure, path)
+
+
+def _look_of_label(made: Row, label: str) -> Look:
+    """Return the look of a label's first setting: survivors do not tell their granularity."""
+    name = str(find(made["settings"], label=label).get("name"))
+    return looks(made["settings"]).get(name, Look(GREY, "o"))
 
 
 def priced(made: Row) -> list[Row]:

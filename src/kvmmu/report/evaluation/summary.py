@@ -179,12 +179,12 @@ def _name_settings(made: dict[str, Any], pairs: list[Pair]) -> None:
     made["settings"] = _settings(made, pairs)
     place = {setting["name"]: n for n, setting in enumerate(made["settings"])}
     for table in tables:
-        made[table].sort(key=lambda row: (place[row["name"]], row["compression"]))
+        made[table].sort(key=lambda row: (place.get(row["name"], len(place)), row["compression"]))
 
 
 def _settings(made: dict[str, Any], pairs: list[Pair]) -> list[dict[str, Any]]:
     """List the settings: the full cache, then by what they keep at the focus, the best first."""
-    tables = ("headline", "families", "perplexity", "costs", "survivors")
+    tables = ("headline", "families", "perplexity", "costs")
     policies = {p.setting.label: str(p.line["policy"]) for p in pairs}
     kept = {
         row["name"]: row["kept"] for row in made["headline"] if row["compression"] == made["focus"]

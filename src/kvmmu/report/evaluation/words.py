@@ -116,7 +116,8 @@ def _modes(made: Row) -> str:
     best: dict[str, tuple[float, str]] = {}
     for row in rows:
         for mode, own in row["by_mode"].items():
-            best[mode] = max(best.get(mode, (-9.0, "")), (own["kept"], row["name"]))
+            if mode not in best or own["kept"] > best[mode][0]:
+                best[mode] = own["kept"], row["name"]
     if len(best) < 2:
         return ""
     ranked = sorted(best.items(), key=lambda item: item[1], reverse=True)
