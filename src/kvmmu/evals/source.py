@@ -27,7 +27,7 @@ class Source:
         """Encode a text; keys default to those held out of the shipped models' training.
 
         Of the keys only those of the most common token count are used: questions are then
-        equally long, and a batch's rows advance together.
+        equally long, and a batch's rows advance together. Raises ValueError without keys.
         """
 
         def encode(piece: str) -> list[int]:
@@ -35,6 +35,8 @@ class Source:
             return ids
 
         keys = key_words("held_out") if keys is None else keys
+        if not keys:
+            raise ValueError("keys must name at least one word, got none")
         lengths = [len(encode(f" {key}")) for key in keys]
         usual = max(sorted(set(lengths)), key=lengths.count)
         even = tuple(key for key, length in zip(keys, lengths, strict=True) if length == usual)

@@ -155,7 +155,10 @@ TASKS: Registry[Task] = Registry(
 def draw_keys(source: Source, num: int, rng: np.random.Generator) -> list[str]:
     """Draw different keys. Raises ValueError if there are too few."""
     if not 1 <= num <= len(source.keys):
-        raise ValueError(f"number of keys must be in 1..{len(source.keys)}, got {num}; add keys")
+        raise ValueError(
+            f"number of keys asked for must be in [1, {len(source.keys)}], got {num}; add keys or "
+            "ask for fewer records"
+        )
     return [source.keys[i] for i in rng.choice(len(source.keys), size=num, replace=False)]
 
 
@@ -222,8 +225,14 @@ def compose(
     room = num_tokens - sum(q.num_tokens for q in queries)
     if mode == "seen":
         room -= len(queries[0].prompt_ids)
+    told = sum(len(p) for p in pieces)
     if mode == "online":
-        room = max(num_tokens // 3, sum(len(p) for p in pieces) + len(pieces))
+        room = max(num_tokens // 3, told + len(pieces))
+    elif room <= told:
+        raise ValueError(
+            f"num_tokens must exceed {num_tokens - room + told} tokens of records and questions, "
+            f"got {num_tokens}; raise num_tokens or ask for fewer records"
+        )
     if depth is None:
         text, places = scatter(pieces, room, filler=filler, rng=rng)
     else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
 from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys
 
@@ -33,12 +34,10 @@ class CommonWords(Task):
     def draw(
         self, source: Source, *, num_tokens: int, mode: Mode, rng: np.random.Generator
     ) -> Instance:
-        """Draw common words, then rare ones until about a fifth of the tokens is left for text."""
+        """Draw common words, then rare ones until a fifth of the tokens is left, or no keys."""
         self.check_mode(mode)
-        room = int(0.8 * num_tokens) // len(source.encode(f" {source.keys[0]}"))
-        often = max(self.num_rare + 1, min(self.num_often, room // (2 * self.num_common)))
-        num_others = (room - often * self.num_common) // self.num_rare
-        num_others = max(1, min(num_others, len(source.keys) - self.num_common))
+        size = max((len(source.encode(f" {key}")) for key in source.keys[:1]), default=1)
+        often, num_others = self._counts(int(0.8 * num_tokens) // size, len(source.keys))
         words = draw_keys(source, self.num_common + num_others, rng)
         counts = [often] * self.num_common + [self.num_rare] * num_others
         return list_instance(
@@ -47,8 +46,15 @@ class CommonWords(Task):
         )  # fmt: skip
 
     def chance(self, num_tokens: int) -> float:
-        """Guess num_common words of all that can be in the list."""
-        return self.num_common / max(self.num_common + 1, num_tokens // (2 * self.num_rare))
+        """Guess num_common of the words in the list (of one token each, and held-out keys)."""
+        _, num_others = self._counts(int(0.8 * num_tokens), len(key_words("held_out")))
+        return self.num_common / (self.num_common + num_others)
+
+    def _counts(self, room: int, num_keys: int) -> tuple[int, int]:
+        """Return how often a common word comes, and the number of rare ones, in room words."""
+        often = max(self.num_rare + 1, min(self.num_often, room // (2 * self.num_common)))
+        num_others = (room - often * self.num_common) // self.num_rare
+        return often, max(1, min(num_others, num_keys - self.num_common))
 
 
 def list_instance(

@@ -35,11 +35,16 @@ class FrequentWords(Task):
     ) -> Instance:
         """Draw words with falling counts that fill four fifths of the tokens."""
         self.check_mode(mode)
-        num = min(self.num_words, len(source.keys))
+        num = max(self.num_asked + 1, min(self.num_words, len(source.keys)))
         words = draw_keys(source, num, rng)
         weights = np.arange(1, num + 1, dtype=np.float64) ** -self.exponent
         room = int(0.8 * num_tokens) // len(source.encode(f" {words[0]}")) - num
-        counts = (1 + np.floor(room * weights / weights.sum())).astype(int).tolist()
+        counts = (1 + np.floor(max(0, room) * weights / weights.sum())).astype(int).tolist()
+        if len(set(counts[: self.num_asked + 1])) <= self.num_asked:
+            raise ValueError(
+                f"num_tokens must let {self.num_asked + 1} of {num} words come at different rates, "
+                f"got {num_tokens}; raise num_tokens or ask for fewer words"
+            )
         return list_instance(
             source, words, counts, words[: self.num_asked],
             num_tokens=num_tokens, mode=mode, rng=rng, is_ordered=True,

@@ -30,8 +30,9 @@ class Mixed(Task):
         """Draw the three tasks' records and questions and shuffle both."""
         self.check_mode(mode)
         half = len(source.keys) // 2
+        num = min(max(2, num_tokens // 64), max(2, half))
         parts = (
-            (MultiKey(num_queries=2), replace(source, keys=source.keys[:half])),
+            (MultiKey(num, num_queries=2), replace(source, keys=source.keys[:half])),
             (SingleNeedle(num_needles=2, num_queries=2), replace(source, keys=source.keys[half:])),
             (Passkey(), source),
         )

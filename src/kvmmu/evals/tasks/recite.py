@@ -2,14 +2,14 @@
 
     context            text, then " List: a b c ... Again:"
     answer             " a b c ... a b c ..." for thousands of tokens, each fed back
-The score is the share of the words written that are the true successor of the word before.
+The score is the share of the words written that are the true successor of the word before; a
+word of several tokens counts token by token, each judged by a whole word before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -43,11 +43,16 @@ class Recite(Task):
         num_written = int(self.share * num_tokens)
         written = (listed * (num_written // len(listed) + 1))[:num_written]
         prompt = (*encode(" List:"), *listed, *encode(" Again:"))
-        query = Query(prompt, written, is_free=True, key=words[0])
+        query = Query(prompt, written, tuple(ids), is_free=True, key=words[0])
         return compose(source, [], [query], num_tokens=num_tokens, mode="late", rng=rng, keys=words)
 
     def score(self, query: Query, written: Sequence[int]) -> float:
-        """Return the share of tokens written that may follow the token before, in the list."""
-        follows = set(pairwise(query.answer_ids))
-        steps = [pair in follows for pair in pairwise(written)]
+        """Return the share of tokens written that follow what stands before, in the list."""
+        size = 1 + max(len(word) for word in query.targets)
+        follows = set(_spans(query.answer_ids, size))
+        steps = [span in follows for span in _spans(written, size)]
         return sum(steps) / max(1, len(steps))
+
+
+def _spans(ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    return (tuple(ids[i : i + size]) for i in range(len(ids) - size + 1))
