@@ -1,6 +1,6 @@
 """Write the parts of the documentation that the code knows better: whole pages and marked blocks.
 
-    python docs/generate.py              policies.md, models.md, cli.md, tables and included files
+    python docs/generate.py              policies, tasks, models, cli, tables and included files
     python docs/generate.py --outputs    also run the examples and fill in what they print
 
 In any page, README.md included:
@@ -28,6 +28,7 @@ import typer.main
 import worked_example
 
 from kvmmu.cli import app
+from kvmmu.evals.tasks.base import TASKS
 from kvmmu.hf.families import FAMILIES
 from kvmmu.policies.base import POLICIES, Policy
 
@@ -186,6 +187,55 @@ def policies_page() -> str:
     return _page(intro, table, *sections, own)
 
 
+# Tasks ----------------------------------------------------------------------------------------
+
+
+def tasks_page() -> str:
+    """Write tasks.md from the registry."""
+    intro = """
+        # Tasks: what a memory is asked for
+
+        Every task is generated, or cut from a shipped text; none needs a network. A task draws a
+        context and questions about it. Contexts are read in chunks of at most max(16, C // 4)
+        tokens; everything after the context is fed token by token, so that no answer comes from
+        an attention that saw more than the cache held.
+
+        | mode | what the cache may know when it chooses |
+        |---|---|
+        | `late` | nothing: the questions come after the context, one turn after the other |
+        | `shared` | nothing: each question goes to its own copy of the context's cache |
+        | `seen` | the question: it stands at the end of the context too |
+        | `online` | the questions stand in the text, or are asked while the model writes |
+
+        `late` and `shared` are SCBench's two ways of using a context again (several turns, several
+        requests). A task enters a table only where the full cache scores at least 0.8, or chance
+        + 0.5 if that is less; elsewhere it is listed as not measurable with that model.
+        *Kept* = (policy - chance) / (full cache - chance).
+        """
+    rows = ["| task | asks for | capability | modes | chance at 1,024 |", "|---" * 5 + "|"]
+    sections = []
+    for name in TASKS.names():
+        made = TASKS.get(name)
+        if not made.__module__.startswith("kvmmu.evals.tasks."):
+            continue
+        task = made()
+        modes = ", ".join(f"`{mode}`" for mode in made.modes)
+        chance = f"{task.chance(1024):.2g}" if task.chance(1024) else "0"
+        rows.append(
+            f"| [{name}](#{name}) | {made.question} | {made.capability} | {modes} | {chance} |"
+        )
+        doc = textwrap.dedent(sys.modules[made.__module__].__doc__ or "").strip()
+        head, _, body = doc.partition("\n")
+        settings = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(task))
+        sections.append(
+            f"## {name}\n\n{made.__doc__}\n\n{head}\n\n```\n{body.strip(chr(10))}\n```\n\n"
+            f"Parameters: `{settings}`."
+            if body.strip()
+            else f"## {name}\n\n{made.__doc__}\n\n{head}\n\nParameters: `{settings}`."
+        )
+    return _page(intro, "\n".join(rows), *sections)
+
+
 # Models ---------------------------------------------------------------------------------------
 
 
@@ -336,6 +386,7 @@ def _page(*parts: str) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "policies.md": policies_page,
+    "tasks.md": tasks_page,
     "models.md": models_page,
     "cli.md": cli_page,
 }

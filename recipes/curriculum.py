@@ -19,13 +19,14 @@ class Curriculum:
     long_share: float = 0.7
     recent: list[list[int]] = field(default_factory=list)
 
-    def draw_length(self, seed: int, step: int) -> int:
+    def draw_length(self, seed: int, step: int, *, long_share: float | None = None) -> int:
         """Draw the length of one step: mostly the present one, else a shorter power of two."""
+        share = self.long_share if long_share is None else long_share
         rng = np.random.default_rng((seed, step, 1_000_003))
         chance = rng.random()
-        if self.length == 128 or chance < self.long_share / 2:
+        if self.length == 128 or chance < share / 2:
             return self.length
-        if chance < self.long_share:  # at last, half of the long ones are shorter
+        if chance < share:  # at last, half of the long ones are shorter
             return self.length // 2 if self.length == self.max_length else self.length
         shorter = [64 << i for i in range(12) if 64 << i < self.length]
         weights = np.sqrt(np.asarray(shorter, dtype=np.float64))

@@ -59,6 +59,8 @@ class Recipe:
         return "broad" if self.broad_from is not None and step >= self.broad_from else "basic"
 
 
+BROAD_LONG_SHARE = 0.25
+"""While many tasks are new, most steps hold many short sequences; the decay is long again."""
 KEY_NOISE = 0.03  # beside embeddings of standard deviation 0.1
 
 RECIPES = {
@@ -165,13 +167,18 @@ class Run:
     def train_step(self) -> dict[str, Any]:
         """Draw a batch, learn from it, and describe it."""
         begin = time.monotonic()
-        length = self.curriculum.draw_length(self.recipe.seed, self.step)
+        factor = rate_factor(self.step, self.num_seen, self.recipe)
+        is_broad = self.recipe.breadth(self.step) == "broad"
+        length = self.curriculum.draw_length(
+            self.recipe.seed,
+            self.step,
+            long_share=BROAD_LONG_SHARE if is_broad and factor == 1.0 else None,
+        )
         rows = max(1, self.recipe.tokens_per_step // length)
         breadth = self.recipe.breadth(self.step)
         samples = [self.mix.sample(self.step, row, length, breadth=breadth) for row in range(rows)]
         rng = np.random.default_rng((self.recipe.seed, self.step, 2_000_003))
         noise = key_noise(self.model, samples, self.mix.donors, rng=rng)
-        factor = rate_factor(self.step, self.num_seen, self.recipe)
         for optimizer, rate in zip(
             self.optimizers, (self.recipe.matrix_rate, self.recipe.vector_rate), strict=True
         ):

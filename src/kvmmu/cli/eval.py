@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from kvmmu.cli.generate import Device, Dtype, Model, load_model, quieten
 from kvmmu.cli.lists import AsJson
 
 if TYPE_CHECKING:
+    from kvmmu.evals.cases import Case, Suite
     from kvmmu.evals.evaluate import Plan
 
 __all__ = ["evaluate"]
@@ -23,6 +26,11 @@ Tasks = Annotated[
     str | None,
     typer.Option(help="Tasks of the suite, with commas: niah_multikey or niah_multikey/late."),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="A folder with your copy of the benchmarks in --tasks (gsm8k, ruler, ...)."),
+]
+Size = Annotated[int, typer.Option(help="Documents of each benchmark's data set.")]
 Policies = Annotated[
     str | None,
     typer.Option(help="Policies with commas or spaces: 'rce,keydiff' or 'rce:decay=0.99 keydiff'."),
@@ -46,6 +54,8 @@ def evaluate(
     *,
     suite: SuiteName = "standard",
     tasks: Tasks = None,
+    data: Data = None,
+    size: Size = 100,
     policies: Policies = None,
     compression: Compression = None,
     seeds: Seeds = None,
@@ -69,7 +79,8 @@ def evaluate(
     began = time.perf_counter()
     quieten(model)
     plan = make_plan(
-        suite=suite, tasks=tasks, policies=policies, compression=compression, seeds=seeds,
+        suite=suite, tasks=tasks, data=data, size=size, policies=policies,
+        compression=compression, seeds=seeds,
         granularity=granularity, batch_size=batch_size, has_speed=not no_speed,
         jobs=_jobs(jobs, device),
     )  # fmt: skip
@@ -83,6 +94,7 @@ def evaluate(
     with bar("eval", job.total, has_count=False) as shown:
         job.run(advance=shown.advance, say=shown.say)
         shown.say("report")
+        write_samples(output, job.file.done.values())
         summary = write_report(output)
     if not as_json:
         _print(summary)
@@ -92,10 +104,26 @@ def evaluate(
         typer.echo(json.dumps(summary))
 
 
+def write_samples(output: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write answers that another tool must judge (HumanEval's programs), one file a cache."""
+    from kvmmu.evals.loaders.humaneval import write_samples as write
+
+    for line in lines:
+        if not line.get("samples"):
+            continue
+        name = f"{line['task']}-{line['label']}-{line['compression']:g}x-{line['granularity']}"
+        folder = output / "samples"
+        folder.mkdir(exist_ok=True)
+        file = folder / (re.sub(r"[^\w.=-]+", "_", name) + ".jsonl")
+        write(file, [(task_id, text) for task_id, text in line["samples"]])
+
+
 def make_plan(
     *,
     suite: str,
     tasks: str | None,
+    data: Path | None,
+    size: int,
     policies: str | None,
     compression: str | None,
     seeds: str | None,
@@ -109,14 +137,14 @@ def make_plan(
         raise ValueError(f"--granularity must be head or layer, got {granularity!r}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    from kvmmu.evals.cases import SUITES, pick
+    from kvmmu.evals.cases import SUITES
     from kvmmu.evals.evaluate import Plan
     from kvmmu.evals.policy_text import parse_policies
     from kvmmu.evals.settings import Setting
     from kvmmu.policies.base import list_policies
 
     chosen = SUITES[suite]
-    cases = pick(chosen, [t.strip() for t in (tasks or "").split(",") if t.strip()])
+    cases = _cases(chosen, [t.strip() for t in (tasks or "").split(",") if t.strip()], data, size)
     names = list_policies() if policies is None else [policies]
     made = [policy for text in names for policy in parse_policies(text)]
     ratios = _numbers(compression, "--compression", float) or chosen.compressions
@@ -139,6 +167,30 @@ def make_plan(
         jobs=jobs,
         has_speed=has_speed,
     )
+
+
+def _cases(suite: Suite, names: list[str], data: Path | None, size: int) -> tuple[Case, ...]:
+    """Choose cases: benchmarks of --data, and tasks of the suite. Raises ValueError."""
+    from kvmmu.evals.cases import pick
+    from kvmmu.evals.loaders.base import LOADERS
+    from kvmmu.evals.published import published_cases
+
+    known = LOADERS.names()
+    published = [name for name in names if name in known]
+    if published and data is None:
+        raise ValueError(
+            f"--tasks {published[0]} must go with --data, the folder that holds your copy of it"
+        )
+    if data is not None and not published:
+        raise ValueError(
+            f"--data must go with --tasks that name benchmarks ({', '.join(known)}), got "
+            f"{', '.join(names) or 'none'}"
+        )
+    if size < 1:
+        raise ValueError(f"--size must be at least 1, got {size}")
+    own = [name for name in names if name not in known]
+    found = pick(suite, own) if own or not published else ()
+    return found if data is None else found + published_cases(published, data, size)
 
 
 def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...]:
@@ -167,8 +219,11 @@ def _print(summary: dict[str, Any]) -> None:
     """Print the table."""
     from rich.console import Console
 
-    from kvmmu.report.evaluation import summary_table
+    from kvmmu.report.evaluation import headline_words, terminal_tables
+    from kvmmu.report.tables import bullets
 
     console = Console(highlight=False, markup=False)
-    for part in summary_table(summary):
+    for part in terminal_tables(summary):
         console.print(part)
+        console.print()
+    console.print(bullets(headline_words(summary)))

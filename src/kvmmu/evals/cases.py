@@ -14,9 +14,11 @@ from typing import Any
 from kvmmu.evals.tasks.base import TASKS, Task
 from kvmmu.registry import unknown_name
 
-__all__ = ["PERPLEXITY", "SUITES", "TEXTS", "Case", "Suite", "floor", "pick"]
+__all__ = ["PERPLEXITY", "PUBLISHED", "SUITES", "TEXTS", "Case", "Suite", "floor", "pick"]
 
 PERPLEXITY = "perplexity"
+PUBLISHED = "published"
+"""The mode of a published benchmark, read from a folder of the user's (see published.py)."""
 TEXTS = ("frankenstein", "wikitext2_test")
 """The shipped texts, held out of the training of the shipped models; rows take them in turn."""
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from kvmmu.evals.answers import Tick, feed, judge
-from kvmmu.evals.cases import PERPLEXITY, TEXTS, Case
+from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case
+from kvmmu.evals.published import run_published
 from kvmmu.evals.settings import Setting, kv_nbytes
 from kvmmu.evals.source import Source
 from kvmmu.evals.streams import Stream, draw, pages
 from kvmmu.hf.cache import SlotCache
+from kvmmu.hf.lm import LM
 from kvmmu.policies.base import POLICIES
 
 __all__ = ["Cell", "cost", "run_cell"]
@@ -45,7 +47,7 @@ def make_stream(case: Case, sources: Mapping[str, Source], seed: int) -> Stream:
         source = sources[case.text or TEXTS[0]]
         num_scored = min(case.num_tokens // 4, 512)
         num_rows = max(1, math.ceil(case.size / num_scored))
-        num_rows = min(num_rows, len(source.filler) // case.num_tokens)
+        num_rows = max(1, min(num_rows, len(source.filler) // case.num_tokens))
         return pages(
             source, num_tokens=case.num_tokens, num_scored=num_scored, num_rows=num_rows, seed=seed
         )
@@ -60,6 +62,8 @@ def make_stream(case: Case, sources: Mapping[str, Source], seed: int) -> Stream:
 
 def cost(cell: Cell, stream_rows: int) -> int:
     """Estimate a cell's work in units of a decode step of one row, for a progress bar."""
+    if cell.case.mode == PUBLISHED:
+        return cell.case.size * 4096
     N = cell.case.num_tokens
     share = {"online": 0.75, "late": 0.05, "shared": 0.05, "seen": 0.03}[cell.case.mode]
     if cell.case.task == PERPLEXITY:
@@ -71,7 +75,7 @@ def cost(cell: Cell, stream_rows: int) -> int:
 @torch.inference_mode()
 def run_cell(
     cell: Cell,
-    model: Any,
+    lm: LM,
     sources: Mapping[str, Source],
     *,
     batch_size: int,
@@ -79,7 +83,11 @@ def run_cell(
 ) -> list[dict[str, Any]]:
     """Measure one cell, batch_size contexts at a time. Returns JSON rows (see results.py)."""
     began = time.perf_counter()
-    case, setting = cell.case, cell.setting
+    case, setting, model = cell.case, cell.setting, lm.model
+    if case.mode == PUBLISHED:
+        about = {"kind": "answers", "key": cell.key, "task": case.task, "text": None}
+        about |= describe_setting(setting) | {"chance": 0.0, "seed": cell.seed}
+        return [about | run_published(case, setting, lm)]
     stream = make_stream(case, sources, cell.seed)
     N = stream.num_tokens
     num_rows = stream.ids.shape[0]
@@ -109,7 +117,8 @@ def run_cell(
         "rows": [[round(total, 6), count] for total, count in rows],
         "seconds": round(time.perf_counter() - began, 2),
     }
-    return [line] + ([_survivors(cell, ages, N)] if ages else [])
+    # the cell's own line last: where it stands, all of the cell does
+    return ([_survivors(cell, ages, N)] if ages else []) + [line]
 
 
 def describe_setting(setting: Setting) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 
 from kvmmu import __version__
-from kvmmu.evals.cases import PERPLEXITY, TEXTS, Case, floor
+from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case, floor
 from kvmmu.evals.cell import Cell, cost, describe_setting, run_cell
 from kvmmu.evals.costs import step_times
 from kvmmu.evals.results import ResultsFile
@@ -104,7 +106,7 @@ class Evaluation:
 
     def _is_solved(self, case: Case) -> bool:
         """Tell whether the full cache passes the floor; note it in the file where it does not."""
-        if case.task == PERPLEXITY:
+        if case.task == PERPLEXITY or case.mode == PUBLISHED:
             return True
         lines = [self.file.done[Cell(case, FULL, seed).key] for seed in self.plan.seeds]
         rows = [row for line in lines for row in line["rows"]]
@@ -117,9 +119,8 @@ class Evaluation:
 
     def _speed(self) -> None:
         """Time decode steps of all settings in turns, at the plan's most common length."""
-        lengths = [c.num_tokens for c in self.plan.cases if c.task != PERPLEXITY] or [
-            self.plan.cases[0].num_tokens
-        ]
+        cases = [c for c in self.plan.cases if c.task != PERPLEXITY and c.mode != PUBLISHED]
+        lengths = [c.num_tokens for c in cases] or [1024]
         N = max(sorted(set(lengths)), key=lengths.count)
         batch = 8
         keys = {f"speed|{s.label}|{s.granularity}|{N}": s for s in self.plan.settings}
@@ -191,7 +192,7 @@ class _Workers:
             with _one_thread(self._lm.model):
                 for cell in cells:
                     say(f"{cell.case.label}: {cell.setting.label}")
-                    yield cell, run_cell(cell, self._lm.model, sources, batch_size=batch)
+                    yield cell, run_cell(cell, self._lm, sources, batch_size=batch)
             return
         futures: dict[Future[Lines], Cell] = {
             self._pool.submit(_work, cell, batch): cell for cell in cells
@@ -207,13 +208,22 @@ _worker_lm: LM | None = None
 
 def _begin_worker(load: Load) -> None:
     global _worker_lm  # a process of its own holds one model
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker_lm = load()
 
 
+def _end_with_parent() -> None:
+    """Leave when the parent is gone: killed, it cannot tell its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(cell: Cell, batch_size: int) -> Lines:
     assert _worker_lm is not None
-    return run_cell(cell, _worker_lm.model, _sources(_worker_lm.tokenizer), batch_size=batch_size)
+    return run_cell(cell, _worker_lm, _sources(_worker_lm.tokenizer), batch_size=batch_size)
 
 
 @lru_cache(maxsize=2)
