@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, lm-eval, policies, models.
+"""The command line: kvmmu demo, generate, eval, report, lm-eval, policies, models.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import demo, eval, generate, lists, lm_eval
+from kvmmu.cli import demo, eval, generate, lists, lm_eval, report
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -123,6 +123,7 @@ app.command(
         "--compression 4,8 --output results"
     ),
 )(eval.evaluate)
+app.command("report", epilog="Example: kvmmu report results")(report.report)
 app.command(
     "lm-eval",
     epilog=(

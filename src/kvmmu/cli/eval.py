@@ -15,6 +15,7 @@ import typer
 
 from kvmmu.cli.generate import Device, Dtype, Model, load_model, quieten
 from kvmmu.cli.lists import AsJson
+from kvmmu.cli.report import print_summary
 
 if TYPE_CHECKING:
     from kvmmu.evals.cases import Case, Suite
@@ -97,7 +98,7 @@ def evaluate(
         write_samples(output, job.file.done.values())
         summary = write_report(output)
     if not as_json:
-        _print(summary)
+        print_summary(summary)
     seconds = time.perf_counter() - began
     typer.echo(f"wrote results.jsonl, index.html, plots to {output} in {seconds:.0f} s", err=True)
     if as_json:
@@ -213,17 +214,3 @@ def _jobs(jobs: int | None, device: str) -> int:
 
 def _has_affinity() -> bool:
     return hasattr(os, "sched_getaffinity")
-
-
-def _print(summary: dict[str, Any]) -> None:
-    """Print the table."""
-    from rich.console import Console
-
-    from kvmmu.report.evaluation import headline_words, terminal_tables
-    from kvmmu.report.tables import bullets
-
-    console = Console(highlight=False, markup=False)
-    for part in terminal_tables(summary):
-        console.print(part)
-        console.print()
-    console.print(bullets(headline_words(summary)))
