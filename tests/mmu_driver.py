@@ -18,6 +18,7 @@ from torch import Tensor
 from kvmmu.codecs.plain import Plain
 from kvmmu.kernels import dispatch
 from kvmmu.policies.base import POLICIES, Policy
+from kvmmu.policies.novelty import Novelty
 from kvmmu.policies.rce import RCE
 from kvmmu.policies.snapkv import SnapKV
 from kvmmu.policies.tova import TOVA
@@ -36,6 +37,7 @@ def variants() -> dict[str, Policy]:
     found["rce-max"] = RCE(decay=0.9, normalize="none", statistic="max")
     found["rce-window"] = RCE(window_queries=6)
     found["rce-value-norm"] = RCE(decay=0.9, value_norm=True)
+    found["novelty-grace"] = Novelty(weight=2.0, decay=0.9, grace=2, pool=1)
     found["rce-integers"] = RCE(decay=1 - 2**-4, normalize="none", fixed_point=True)
     found["snapkv-tova"] = SnapKV(then=TOVA(), kernel_size=1)
     return found

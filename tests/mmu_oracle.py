@@ -46,14 +46,22 @@ class Rule:
         decay = self.params.get("decay", 1.0)
         for i, token in enumerate(tokens):
             token.earned[at] = p[:, i].sum()  # by query, so that a window is a plain sum
-            if self.params.get("statistic") == "max":
+            if self.name == "novelty":
+                is_old = at - token.position >= self.params["grace"]
+                token.score = max(token.score * decay, p[:, i].mean() * is_old)
+            elif self.params.get("statistic") == "max":
                 token.score = max(token.score * decay, p[:, i].mean())
             elif self.name in ("h2o", "rce"):
                 token.score = token.score * decay + p[:, i].sum()
             elif self.name == "tova":
                 token.score = p[:, i].mean()
 
-    def priority(self, token: Token, tokens: list[Token], num_seen: int) -> float:
+    def priority(
+        self, token: Token, tokens: list[Token], num_seen: int, past: list[Token]
+    ) -> float:
+        """Rank a token among those held; `past` are all that ever came, the evicted included."""
+        if self.name == "novelty":
+            return self._novelty(token, tokens, past)
         if self.name == "streaming_llm":
             return token.position - num_seen
         if self.name == "keydiff":
@@ -71,6 +79,12 @@ class Rule:
         if self.params.get("normalize", "age") == "age":
             score /= sum(self.params.get("decay", 1.0) ** i for i in range(age))
         return score * (np.linalg.norm(token.v) if self.params.get("value_norm") else 1.0)
+
+    def _novelty(self, token: Token, tokens: list[Token], past: list[Token]) -> float:
+        anchor = np.sum([t.k for t in past], axis=0)
+        cosine = token.k @ anchor / np.linalg.norm(token.k) / np.linalg.norm(anchor)
+        near = [t for t in tokens if abs(t.position - token.position) <= self.params["pool"]]
+        return float(-cosine + self.params["weight"] * max(t.score for t in near))
 
 
 class Oracle:
@@ -94,6 +108,7 @@ class Oracle:
         self.C, self.T, self.sinks, self.window = num_slots, chunk_size, num_sinks, window
         self.is_layer, self.horizon = granularity == "layer", horizon
         self.slots: list[list[Token | None]] = [[None] * num_slots for _ in range(heads)]
+        self.past: list[list[Token]] = [[] for _ in range(heads)]
         self.seen = 0
         self.clear = True
 
@@ -152,7 +167,9 @@ class Oracle:
     def _decode(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         new = self.seen
         full = [[t for t in slots if t is not None] for slots in self.slots]
-        ranks = self._order(full, new, lambda h, t: self.rule.priority(t, full[h], new))
+        ranks = self._order(
+            full, new, lambda h, t: self.rule.priority(t, full[h], new, self.past[h])
+        )
         outs = []
         group = len(q) // len(self.slots)
         for h, slots in enumerate(self.slots):
@@ -162,6 +179,7 @@ class Oracle:
                 self._check_margin(ranks[h], 1)
                 victim = ranks[h].index(min(ranks[h]))
             slots[victim] = Token(new, k[h, 0], v[h, 0])
+            self.past[h].append(slots[victim])
             tokens = [t for t in slots if t is not None]
             out, p = self._ask(h, tokens, q[h * group : (h + 1) * group, 0], new)
             self.rule.see(tokens, p, new)
@@ -177,6 +195,7 @@ class Oracle:
         for h, slots in enumerate(self.slots):
             new = [Token(first + i, k[h, i], v[h, i]) for i in range(num)]
             tokens = [t for t in slots if t is not None] + new
+            self.past[h] += new
             for i in range(num):
                 rows = slice(h * group, (h + 1) * group)
                 out[rows, i], p = self._ask(h, tokens, q[rows, i], first + i)
@@ -188,7 +207,9 @@ class Oracle:
             both.append(tokens)
         self.seen += num
         if self.selector is None:
-            chosen = lambda h, t: self.rule.priority(t, both[h], self.seen)  # noqa: E731
+            chosen = lambda h, t: self.rule.priority(  # noqa: E731
+                t, both[h], self.seen, self.past[h]
+            )
         else:
             pooled = [self._pooled(tokens, num) for tokens in both]
             chosen = lambda h, t: pooled[h][t.position]  # noqa: E731

@@ -21,6 +21,7 @@ if _typing.TYPE_CHECKING:
     from kvmmu.policies.base import list_policies, register
     from kvmmu.policies.h2o import H2O
     from kvmmu.policies.keydiff import KeyDiff
+    from kvmmu.policies.novelty import Novelty
     from kvmmu.policies.random import Random
     from kvmmu.policies.rce import RCE
     from kvmmu.policies.snapkv import SnapKV
@@ -36,6 +37,7 @@ _HOMES = {
     "KVMMUError": "errors",
     "KeyDiff": "policies.keydiff",
     "LM": "hf.lm",
+    "Novelty": "policies.novelty",
     "RCE": "policies.rce",
     "Random": "policies.random",
     "SlotCache": "hf.cache",
@@ -59,6 +61,7 @@ __all__ = [
     "KVMMUError",
     "KeyDiff",
     "LM",
+    "Novelty",
     "RCE",
     "Random",
     "SlotCache",

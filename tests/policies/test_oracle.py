@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mmu_oracle import Oracle, Rule
 from kvmmu.policies.base import POLICIES, Policy
 from kvmmu.policies.h2o import H2O
 from kvmmu.policies.keydiff import KeyDiff
+from kvmmu.policies.novelty import Novelty
 from kvmmu.policies.rce import RCE
 from kvmmu.policies.snapkv import SnapKV
 from kvmmu.policies.streaming_llm import StreamingLLM
@@ -53,6 +55,22 @@ CASES: dict[str, tuple[Policy, Rule, dict[str, Any] | None]] = {
     "streaming_llm": (StreamingLLM(), Rule("streaming_llm"), None),
     "tova": (TOVA(), Rule("tova"), None),
     "keydiff": (KeyDiff(), Rule("keydiff"), None),
+    "novelty": (Novelty(), Rule("novelty", **asdict(Novelty())), None),
+    "novelty-s2": (
+        Novelty(weight=0.35, decay=0.97, grace=8),
+        Rule("novelty", weight=0.35, decay=0.97, grace=8, pool=2),
+        None,
+    ),
+    "novelty-grace": (
+        Novelty(weight=5.0, decay=0.8, grace=2, pool=1),
+        Rule("novelty", weight=5.0, decay=0.8, grace=2, pool=1),
+        None,
+    ),
+    "novelty-alone": (
+        Novelty(weight=2.0, decay=1.0, grace=1, pool=0),
+        Rule("novelty", weight=2.0, decay=1.0, grace=1, pool=0),
+        None,
+    ),
     "snapkv": (
         SnapKV(observation_window=3),
         Rule("rce"),

@@ -50,7 +50,7 @@ def fresh() -> Registry[Policy]:
 
 
 def test_issue_2_policies_are_registered():
-    known = {"rce", "h2o", "streaming_llm", "tova", "keydiff", "random", "snapkv"}
+    known = {"rce", "h2o", "streaming_llm", "tova", "keydiff", "novelty", "random", "snapkv"}
     assert known <= set(POLICIES.names())
     assert "uniform" in BUDGETS.names()
     assert "plain" in CODECS.names()
