@@ -55,14 +55,16 @@ class Score:
 
 def read_context(
     model: Any, cache: Any, ids: Tensor, *, chunk: int, tick: Tick | None = None
-) -> None:
-    """Feed a context in calls of at most chunk tokens. ids [B,S]."""
+) -> Tensor:
+    """Feed a context in calls of at most chunk tokens. ids [B,S] -> logits after it [B,V]."""
     S = ids.shape[1]
     for begin in range(0, S, chunk):
         piece = ids[:, begin : min(begin + chunk, S)]
-        model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
         if tick:
             tick(piece.shape[1])
+    last: Tensor = out.logits[:, -1]
+    return last
 
 
 @torch.inference_mode()
@@ -77,10 +79,11 @@ def feed(
     first, N = stream.num_context, stream.num_tokens
     B = stream.ids.shape[0]
     ids = stream.ids.to(model.device, copy=True)  # the model's own words go in
-    read_context(model, cache, ids[:, :first], chunk=chunk, tick=tick)
+    logits = read_context(model, cache, ids[:, :first], chunk=chunk, tick=tick).float()
     guesses = torch.full((B, N - first - 1), -1, dtype=torch.long, device=ids.device)
     losses = torch.zeros((B, N - first - 1), device=ids.device)
     writer = _Writer(stream, ids)
+    writer.write(first, logits, logits.argmax(-1))
     for begin, end in stream.segments or ((first, N),):
         own = copy.deepcopy(cache) if stream.segments else cache
         for t in range(begin, end - 1):
@@ -98,14 +101,20 @@ def feed(
 
 
 class _Writer:
-    """Put the model's own words into the ids that are fed, where the stream wants them."""
+    """Put the model's own words into the ids that are fed, where the stream wants them.
+
+    Each row draws from a generator of its own, so that its text is the same in every batch.
+    """
 
     def __init__(self, stream: Stream, ids: Tensor) -> None:
         self.fed = None if stream.fed is None else stream.fed.to(ids.device)
         self.ids = ids
         if self.fed is not None:
             self.is_open = (self.fed != GIVEN).any(0).tolist()
-        self.rng = torch.Generator().manual_seed(stream.seed)
+            is_drawn = (self.fed == DRAWN).T.cpu()
+            self.drawn_rows = [row.nonzero().flatten().tolist() for row in is_drawn]
+            seeds = range(stream.seed, stream.seed + len(ids))
+            self.rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def write(self, t: int, logits: Tensor, guess: Tensor) -> None:
         """Settle token t of all rows. logits [B,V], guess [B]."""
@@ -113,7 +122,10 @@ class _Writer:
             return
         fed = self.fed[:, t]
         # the noise is drawn on the host, so that every device writes the same text
-        noise = torch.rand(logits.shape, generator=self.rng).clamp(1e-20).to(logits.device)
+        noise = torch.full(logits.shape, 0.5)
+        for row in self.drawn_rows[t]:
+            torch.rand(logits.shape[1], generator=self.rngs[row], out=noise[row])
+        noise = noise.clamp(1e-20).to(logits.device)
         drawn = (logits - (-noise.log()).log()).argmax(-1)  # Gumbel: a draw at temperature 1
         chosen = torch.where(fed == OWN, guess, torch.where(fed == DRAWN, drawn, self.ids[:, t]))
         self.ids[:, t] = chosen

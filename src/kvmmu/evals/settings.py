@@ -32,7 +32,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.kind not in ("static", "dynamic", "slots"):
             raise ValueError(f"kind must be static, dynamic or slots, got {self.kind!r}")
-        if self.compression < 1 or (self.kind != "slots" and self.compression != 1):
+        if not 1 <= self.compression < math.inf or (self.kind != "slots" and self.compression != 1):
             raise ValueError(
                 f"compression must be at least 1, and 1 for a full cache, got {self.compression!r}"
             )
