@@ -19,6 +19,7 @@ from typing import Any
 __all__ = ["ResultsFile"]
 
 NAME = "results.jsonl"
+_HEAD = b'{"kind": "about"'
 _FIXED = ("model", "fingerprint", "dtype")
 """What a resumed run must share with the run that began the file."""
 
@@ -31,25 +32,21 @@ class ResultsFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / NAME
         self.done: dict[str, dict[str, Any]] = {}
-        lines = self._read()
+        lines, num_bytes = self._read()
+        if lines:
+            self._check(lines[0], about)
+        if self.path.exists():
+            os.truncate(self.path, num_bytes)  # what a kill left of the last line
         if not lines:
             self.append([{"kind": "about"} | about])
-            return
-        if lines[0].get("kind") != "about":
-            raise ValueError(
-                f"{self.path} must begin with a line of kind 'about', got "
-                f"{lines[0].get('kind')!r}; choose another --output"
-            )
-        for name in _FIXED:
-            if lines[0].get(name) != about.get(name):
-                raise ValueError(
-                    f"{self.path} holds results of {name} {lines[0].get(name)!r}, got "
-                    f"{about.get(name)!r}; choose another --output"
-                )
         self.done = {line["key"]: line for line in lines if "key" in line}
 
     def append(self, lines: list[dict[str, Any]]) -> None:
-        """Write the lines of one cell in one go and wait until they are on the disk."""
+        """Write the lines of one cell in one go and wait until they are on the disk.
+
+        A line whose key stands in the file already is left out.
+        """
+        lines = [line for line in lines if line.get("key") not in self.done]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         with self.path.open("ab") as file:
             file.write(text.encode())
@@ -57,12 +54,31 @@ class ResultsFile:
             os.fsync(file.fileno())
         self.done |= {line["key"]: line for line in lines if "key" in line}
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Read all whole lines and cut off what a kill left of the last."""
+    def _check(self, first: dict[str, Any], about: dict[str, Any]) -> None:
+        """Raise ValueError unless the file's first line says what this run would say."""
+        if first.get("kind") != "about":
+            raise ValueError(
+                f"{self.path} must begin with a line of kind 'about', got "
+                f"{first.get('kind')!r}; choose another --output"
+            )
+        for name in _FIXED:
+            if first.get(name) != about.get(name):
+                raise ValueError(
+                    f"{self.path} holds results of {name} {first.get(name)!r}, got "
+                    f"{about.get(name)!r}; choose another --output"
+                )
+
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """Read all whole lines and count their bytes. Raises ValueError if they are not ours."""
         if not self.path.exists():
-            return []
+            return [], 0
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        if not whole and not (data.startswith(_HEAD) or _HEAD.startswith(data)):
+            raise ValueError(
+                f"{self.path} must begin with a line of kind 'about', got {data[:40]!r}; choose "
+                "another --output"
+            )
         lines = []
         for number, text in enumerate(whole.splitlines(), 1):
             try:
@@ -75,7 +91,4 @@ class ResultsFile:
                     f"line {number}; repair it or choose another --output"
                 )
             lines.append(line)
-        if len(whole) != len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        return lines
+        return lines, len(whole)
