@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 __all__ = ["solve"]
 
-_STORY = re.compile(r" (\w+) (went to|took|left) the (\w+)\.")
+_STORY = re.compile(r" ([A-Z]\w+) (is in|went to|took|left) (?:the )?(\w+)\.")
 
 
 def solve(task: str, context: str, question: str, *, keys: tuple[str, ...], length: int) -> str:
@@ -81,7 +81,7 @@ def _where(context: str, question: str, keys: tuple[str, ...]) -> str:
     holder: dict[str, str] = {}
     trail: dict[str, list[str]] = {}
     for actor, verb, what in _STORY.findall(context):
-        if verb == "went to":
+        if verb in ("went to", "is in"):
             at[actor] = what
             for thing in [t for t, h in holder.items() if h == actor]:
                 trail[thing].append(what)
@@ -95,7 +95,8 @@ def _where(context: str, question: str, keys: tuple[str, ...]) -> str:
     words = re.findall(r"\w+", question)
     if "before" in words:
         places = trail[words[3]]
-        assert places[-1] == words[6], "the thing is where the question says"
+        (now,) = re.findall(r"before (?:the )?(\w+)", question)
+        assert places[-1] == now, "the thing is where the question says"
         return f" {places[-2]}"
     if words[2] == "the":
         return f" {trail[words[3]][-1]}"

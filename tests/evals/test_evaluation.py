@@ -372,6 +372,26 @@ def test_output_of_another_model_is_refused_in_one_line(tmp_path: Path) -> None:
     refused([*args[:-1], str(tmp_path / NAME)], ["--output must be a folder"])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+def test_second_run_adds_a_policy_and_ends_with_one_json_object(tmp_path: Path) -> None:
+    before: list[str] = []
+    for policies in ("streaming_llm", "streaming_llm,rce", "streaming_llm,rce"):
+        result = CliRunner().invoke(
+            app,
+            ["eval", "kvmmu-ref-1m", "--suite", "quick", "--tasks", "niah_multikey/late",
+             "--compression", "4", "--policies", policies, "--jobs", "1", "--no-speed",
+             "--json", "--output", str(tmp_path)],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout.splitlines()[-1])
+        lines = (tmp_path / NAME).read_text().splitlines()
+        assert lines[: len(before)] == before
+        assert len(lines) == 2 + 1 + policies.count(",")
+        assert (tmp_path / "index.html").stat().st_size > 1000
+        before = lines
+
+
 def test_help_shows_an_example() -> None:
     result = CliRunner().invoke(app, ["eval", "--help"])
     assert result.exit_code == 0
