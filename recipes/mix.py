@@ -14,19 +14,14 @@ from tokenizers import Tokenizer
 from kvmmu.evals.filler import encode_filler
 from kvmmu.evals.keys import KEY_WORDS, key_words
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.babi import QA1, QA2, QA3
+from kvmmu.evals.tasks.babi import QA1
 from kvmmu.evals.tasks.base import Instance, Mode, Task
-from kvmmu.evals.tasks.common_words import CommonWords
 from kvmmu.evals.tasks.frequent_words import FrequentWords
 from kvmmu.evals.tasks.hot_set import HotSet
-from kvmmu.evals.tasks.key_value import KeyValue
 from kvmmu.evals.tasks.mixed import Mixed
 from kvmmu.evals.tasks.niah_multikey import MultiKey
-from kvmmu.evals.tasks.niah_multiquery import MultiQuery
-from kvmmu.evals.tasks.niah_multivalue import MultiValue
 from kvmmu.evals.tasks.niah_single import SingleNeedle
 from kvmmu.evals.tasks.passkey import Passkey
-from kvmmu.evals.tasks.recite import Recite
 from kvmmu.evals.tasks.variable_tracking import VariableTracking
 
 Breadth = Literal["basic", "broad"]
@@ -37,17 +32,23 @@ SHARES: dict[Breadth, dict[str, float]] = {
         "late": 0.36, "seen": 0.08, "hot": 0.18, "passkey": 0.05, "tracking": 0.08, "text": 0.25,
     },
     "broad": {
-        "late": 0.12, "seen": 0.05, "hot": 0.08, "passkey": 0.03, "tracking": 0.10, "text": 0.22,
-        "needle": 0.05, "multivalue": 0.05, "multiquery": 0.05, "common": 0.04, "frequent": 0.03,
-        "key_value": 0.04, "qa1": 0.03, "qa2": 0.03, "qa3": 0.03, "recite": 0.02, "mixed": 0.03,
+        "late": 0.22, "seen": 0.06, "hot": 0.12, "passkey": 0.03, "tracking": 0.15, "text": 0.21,
+        "needle": 0.06, "mixed": 0.04, "qa1": 0.06, "frequent": 0.05,
     },
 }  # fmt: skip
-"""Shares of the sequences. "basic" until retrieval works, then "broad" for all of evals/tasks."""
+"""Shares of the sequences: "basic" until retrieval works, then "broad".
+
+With every task of evals/tasks in the mix, 5 M parameters learnt none of the new ones in 5 M tokens
+and forgot the old: those left out here stay unmeasured on the shipped models.
+"""
 
 NAMED = ("late", "seen", "hot")
 """Kinds whose keys are only compared, never written: an embedding may stand in for a key's."""
-FIXED = ("passkey", "qa1", "qa2", "qa3", "key_value", "mixed")
+FIXED = ("passkey", "qa1", "mixed")
 """Kinds without keys of their own to disturb."""
+WRITTEN = ("tracking", "frequent")
+"""Kinds whose answers are keys. There the held-out keys are left out of the softmax: else each
+answer would teach the model never to write them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Sample:
     kind: str
     answers: tuple[tuple[int, int], ...] = ()  # [first, stop) of each answer in ids
     key_ids: tuple[int, ...] = ()  # tokens whose embedding is to be disturbed in this sequence
+    is_written: bool = False  # the answers hold keys
 
     def count_exact(self, is_right: NDArray[np.bool_]) -> tuple[int, int]:
         """Count exact answers and answers; is_right [T-1] tells which next tokens were found."""
@@ -90,6 +92,7 @@ class Mix:
         sizes = np.array([len(filler) for filler in fillers], dtype=np.float64) ** 0.7
         self.shares = sizes / sizes.sum()
         self.donors = self._rare_tokens()
+        self.held_out = [self.encode(f" {key}")[0] for key in key_words("held_out")]
 
     def _rare_tokens(self) -> NDArray[np.int64]:
         counts = np.zeros(self._tokenizer.get_vocab_size(), dtype=np.int64)
@@ -144,7 +147,7 @@ class Mix:
         if is_disturbed and kind not in NAMED:
             ids = self._replaced(ids, key_ids, rng)
         disturbed = tuple(key_ids) if is_disturbed and kind in NAMED else ()
-        return Sample(ids, weights.astype(np.float32), kind, answers, disturbed)
+        return Sample(ids, weights.astype(np.float32), kind, answers, disturbed, kind in WRITTEN)
 
     def _replaced(self, ids: NDArray[np.int64], key_ids: list[int], rng: Rng) -> NDArray[np.int64]:
         """Put a donor in the place of each key, questions and answers included."""
@@ -198,35 +201,10 @@ def _needle(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
     return SingleNeedle(num, num, is_first=bool(rng.random() < 0.5)), mode
 
 
-def _multivalue(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-    num_values = int(rng.integers(2, 5))
-    num = max(1, _records(num_tokens, rng) // num_values)
-    return MultiValue(num_values, num, num), _mode(rng, "late", "seen")
-
-
-def _multiquery(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-    num = max(2, _records(num_tokens, rng) // 2)
-    num_asked = int(rng.integers(2, min(4, num) + 1))
-    return MultiQuery(num, num_asked, max(1, num // num_asked)), _mode(rng, "late", "seen")
-
-
-def _common(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-    often = int(rng.integers(8, 25))
-    return CommonWords(int(rng.integers(1, 5)), often, int(rng.integers(1, 4))), _mode(rng)
-
-
 def _frequent(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
     num = int(rng.integers(6, 33))
-    return FrequentWords(3, num, float(rng.uniform(1.2, 2.5))), _mode(rng, "late", "seen")
-
-
-def _key_value(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-    num_hex = int(rng.choice([8, 8, 12, 20, 32]))
-    return KeyValue(num_hex, 4, float(rng.uniform(0.3, 0.9))), _mode(rng, "late", "seen")
-
-
-def _recite(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-    return Recite(int(rng.integers(4, 65)), float(rng.uniform(0.3, 0.75))), "online"
+    num_asked = int(rng.integers(1, 4))
+    return FrequentWords(num_asked, num, float(rng.uniform(1.2, 2.5))), _mode(rng, "late", "seen")
 
 
 def _mode(rng: Rng, *modes: Mode) -> Mode:
@@ -235,12 +213,9 @@ def _mode(rng: Rng, *modes: Mode) -> Mode:
     return modes[0] if rng.random() < 0.75 else modes[-1]
 
 
-def _story(make: type[QA1] | type[QA2] | type[QA3]) -> Callable[[int, Rng], tuple[Task, Mode]]:
-    def draw(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
-        num_moves = int(rng.integers(4, max(6, num_tokens // 24)))
-        return make(min(num_moves, 64), 6), _mode(rng, "late", "seen")
-
-    return draw
+def _qa1(num_tokens: int, rng: Rng) -> tuple[Task, Mode]:
+    num_moves = int(rng.integers(4, max(6, num_tokens // 24)))
+    return QA1(min(num_moves, 64), 6), _mode(rng, "late", "seen")
 
 
 _MAKERS: dict[str, Callable[[int, Rng], tuple[Task, Mode]]] = {
@@ -250,14 +225,7 @@ _MAKERS: dict[str, Callable[[int, Rng], tuple[Task, Mode]]] = {
     "passkey": lambda num_tokens, rng: (Passkey(), "late"),
     "tracking": _tracking,
     "needle": _needle,
-    "multivalue": _multivalue,
-    "multiquery": _multiquery,
-    "common": _common,
     "frequent": _frequent,
-    "key_value": _key_value,
-    "qa1": _story(QA1),
-    "qa2": _story(QA2),
-    "qa3": _story(QA3),
-    "recite": _recite,
+    "qa1": _qa1,
     "mixed": lambda num_tokens, rng: (Mixed(), _mode(rng, "late", "online")),
 }

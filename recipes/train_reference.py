@@ -59,7 +59,7 @@ class Recipe:
         return "broad" if self.broad_from is not None and step >= self.broad_from else "basic"
 
 
-BROAD_LONG_SHARE = 0.25
+BROAD_LONG_SHARE = 0.35
 """While many tasks are new, most steps hold many short sequences; the decay is long again."""
 KEY_NOISE = 0.03  # beside embeddings of standard deviation 0.1
 
@@ -68,10 +68,10 @@ RECIPES = {
     "1m-mha": Recipe(model=ModelConfig(num_kv_heads=4)),
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
-        num_tokens=22_000_000,
+        num_tokens=18_000_000,
         matrix_rate=0.005,
         vector_rate=5e-4,
-        broad_from=2_600,
+        broad_from=2_200,
     ),
 }
 
@@ -116,9 +116,12 @@ def key_noise(
 
 
 def batch_loss(
-    model: Llama, samples: list[Sample], noise: Tensor | None
+    model: Llama, samples: list[Sample], noise: Tensor | None, held_out: list[int]
 ) -> tuple[Tensor, list[tuple[str, int, int]]]:
-    """Return the weighted loss of a batch and (kind, exact answers, answers) of each row."""
+    """Return the weighted loss of a batch and (kind, exact answers, answers) of each row.
+
+    Where an answer holds keys, the tokens held_out are left out of the softmax.
+    """
     ids = torch.from_numpy(np.stack([s.ids for s in samples]))  # [B,T]
     weights = torch.from_numpy(np.stack([s.weights for s in samples]))[:, 1:].reshape(-1)
     places = weights.nonzero().squeeze(1)  # [N], the predictions that count
@@ -126,7 +129,15 @@ def batch_loss(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model(ids[:, :-1], noise)
         logits = model.logits(hidden.flatten(0, 1)[places])  # [N,V]
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    is_written = torch.zeros(len(samples), ids.shape[1] - 1, dtype=torch.bool)
+    for row, sample in zip(is_written, samples, strict=True):
+        for start, stop in sample.answers if sample.is_written else ():
+            row[start - 1 : stop - 1] = True
+    silent = torch.zeros(logits.shape[1], dtype=torch.bool)
+    silent[held_out] = True
+    left_out = is_written.view(-1)[places][:, None] & silent  # [N,V]
+    logits = logits.float().masked_fill(left_out, -1e9)
+    losses = F.cross_entropy(logits, targets, reduction="none")
     right = torch.zeros(weights.shape, dtype=torch.bool)
     right[places] = logits.argmax(-1) == targets
     rows = right.view(len(samples), -1).numpy()
@@ -184,7 +195,7 @@ class Run:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        loss, counts = batch_loss(self.model, samples, noise)
+        loss, counts = batch_loss(self.model, samples, noise, self.mix.held_out)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:

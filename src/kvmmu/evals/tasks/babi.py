@@ -1,8 +1,8 @@
 """bAbI-like stories (Weston et al., 2015; scattered in text as in BABILong, Kuratov et al., 2024).
 
-    qa1   " Mary went to the garden."                         " Where is Mary? In the" -> " garden"
-    qa2   " Mary took the sword." " Mary went to the room."   " Where is the sword? In the" -> ...
-    qa3   the same story; " Where was the sword before the room? In the" -> ...
+    qa1   " Mary is in town."                                 " Where is Mary" -> " town"
+    qa2   " Mary took the sword." " Mary went to town."       " Where is the sword? In" -> " town"
+    qa3   the same story; " Where was the sword before town? In" -> ...
 The sentences, names and places are ours; a story is drawn, acted out, and asked about.
 """
 
@@ -17,8 +17,8 @@ from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose
 
 __all__ = ["ACTORS", "OBJECTS", "PLACES", "QA1", "QA2", "QA3"]
 
-ACTORS = ("Mary", "Pierre", "Andrew", "Princess", "Captain", "Prince")
-PLACES = ("garden", "room", "church", "street", "town", "house")
+ACTORS = ("Mary", "Pierre", "Andrew", "Prince", "Jane", "Anna")
+PLACES = ("town", "church", "court", "Moscow", "school")
 OBJECTS = ("sword", "book", "money", "hat")
 
 
@@ -72,8 +72,8 @@ class QA1(_Story):
         for _ in range(num):
             actor, place = _pick(ACTORS, rng), _pick(PLACES, rng)
             at[actor] = place
-            sentences.append(f" {actor} went to the {place}.")
-        return sentences, [(f" Where is {a}? In the", p) for a, p in at.items()]
+            sentences.append(f" {actor} is in {place}.")
+        return sentences, [(f" Where is {a}", p) for a, p in at.items()]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Carried(_Story):
         at = {actor: _pick(PLACES, rng) for actor in ACTORS}
         holder: dict[str, str] = {}
         been: dict[str, list[str]] = {thing: [] for thing in OBJECTS}
-        sentences = [f" {actor} went to the {place}." for actor, place in at.items()]
+        sentences = [f" {actor} went to {place}." for actor, place in at.items()]
         for _ in range(num - len(sentences)):
             actor, thing = _pick(ACTORS, rng), _pick(OBJECTS, rng)
             chance = rng.random()
@@ -98,7 +98,7 @@ class _Carried(_Story):
             else:
                 mover = holder.get(thing, actor) if chance < 0.8 else actor
                 at[mover] = _pick(tuple(p for p in PLACES if p != at[mover]), rng)
-                sentences.append(f" {mover} went to the {at[mover]}.")
+                sentences.append(f" {mover} went to {at[mover]}.")
                 for carried, bearer in holder.items():
                     if bearer == mover:
                         been[carried].append(at[mover])
@@ -114,7 +114,7 @@ class QA2(_Carried):
 
     def _act(self, num: int, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
         sentences, been = self._tell(max(num, len(ACTORS) + 4), rng)
-        return sentences, [(f" Where is the {t}? In the", p[-1]) for t, p in been.items() if p]
+        return sentences, [(f" Where is the {t}? In", p[-1]) for t, p in been.items() if p]
 
 
 @TASKS.register("babi_qa3")
@@ -127,7 +127,7 @@ class QA3(_Carried):
     def _act(self, num: int, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
         sentences, been = self._tell(max(num, len(ACTORS) + 6), rng)
         return sentences, [
-            (f" Where was the {t} before the {p[-1]}? In the", p[-2])
+            (f" Where was the {t} before {p[-1]}? In", p[-2])
             for t, p in been.items()
             if len(p) > 1
         ]
