@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from kvmmu.codecs.base import CODECS, Codec
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
 from kvmmu.hf.options import Granularity
@@ -28,6 +29,7 @@ class Setting:
     policy: str | Policy = "rce"
     compression: float = 1.0
     granularity: Granularity = "head"
+    codec: str | Codec = "plain"
 
     def __post_init__(self) -> None:
         if self.kind not in ("static", "dynamic", "slots"):
@@ -42,7 +44,8 @@ class Setting:
         """Name the cache in a table."""
         if self.kind != "slots":
             return {"static": "full StaticCache", "dynamic": "full DynamicCache"}[self.kind]
-        return f"{self.policy_label} 1/{self.compression:g}"
+        codec = "" if self.codec == "plain" else f" {CODECS.make(self.codec)}"
+        return f"{self.policy_label}{codec} 1/{self.compression:g}"
 
     @property
     def policy_label(self) -> str:
@@ -76,6 +79,7 @@ class Setting:
                 batch_size=batch_size,
                 policy=self.policy,
                 granularity=self.granularity,
+                codec=self.codec,
                 chunk_size=self.chunk_size(num_tokens),
             )
         return _full_cache(model, self.kind, num_tokens)
