@@ -167,3 +167,19 @@ def test_every_task_of_the_card_can_be_scored(mix: Any, tokenizer: Tokenizer) ->
             return scoring.F.one_hot(scoring.torch.tensor(following), 4096).float()
 
         assert all(scoring.exact_answers(echo, instance))
+
+
+def test_held_out_keys_are_never_an_answer_and_leave_the_softmax(mix: Any, made: Any) -> None:
+    held_out = {made.encode(f" {key}")[0] for key in key_words("held_out")}
+    assert set(made.held_out) == held_out
+    for kind in kinds(mix):
+        is_key = kind in mix.WRITTEN
+        for plain, disturbed, instance in samples(made, kind, num=4):
+            keys = {made.encode(f" {key}")[0] for key in instance.keys}
+            for sample in (plain, disturbed):
+                assert sample.is_written == is_key
+                told = {t for a, b in sample.answers for t in sample.ids[a:b].tolist()}
+                # a story's places name no record, though "town" is a held-out key too
+                assert kind == "qa1" or not told & held_out
+            written = {t for a, b in plain.answers for t in plain.ids[a:b].tolist()}
+            assert bool(written & keys) == is_key

@@ -127,9 +127,7 @@ class QA3(_Carried):
     def _act(self, num: int, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
         sentences, been = self._tell(max(num, len(ACTORS) + 6), rng)
         return sentences, [
-            (f" Where was the {t} before {p[-1]}? In", p[-2])
-            for t, p in been.items()
-            if len(p) > 1
+            (f" Where was the {t} before {p[-1]}? In", p[-2]) for t, p in been.items() if len(p) > 1
         ]
 
 
