@@ -172,7 +172,7 @@ def policies_page() -> str:
         | `positions` | `"original"` | keys keep their place in the text; or `"in_cache"` |
         | `chunk_size` | min(256, C) | T, tokens attended to at once in a prefill |
 
-        Only `rce` has a hardware form: `RCE(fixed_point=True, normalize="none")` equals
+        Only `rce` has a hardware form: `RCE(fixed_point=True)` equals
         `kvmmu.fixed_point` bit for bit. The others exist in software only.
         """
     table = "\n".join(["| name | kind | needs | operations |", "|---|---|---|---|", *rows])

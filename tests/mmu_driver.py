@@ -32,11 +32,11 @@ SCALE = 0.5
 def variants() -> dict[str, Policy]:
     """Return every registered policy by name, and settings that walk another path."""
     found = {name: POLICIES.make(name) for name in POLICIES.names()}
-    found["rce-sum"] = RCE(normalize="none")
-    found["rce-decay"] = RCE(decay=0.9)
+    found["rce-sum"] = RCE(statistic="mass")
+    found["rce-decay"] = RCE(decay=0.9, normalize="age")
     found["rce-max"] = RCE(decay=0.9, normalize="none", statistic="max")
-    found["rce-window"] = RCE(window_queries=6)
-    found["rce-value-norm"] = RCE(decay=0.9, value_norm=True)
+    found["rce-window"] = RCE(window_queries=6, normalize="age")
+    found["rce-value-norm"] = RCE(decay=0.9, normalize="age", value_norm=True)
     found["novelty-grace"] = Novelty(weight=2.0, decay=0.9, grace=2, pool=1)
     found["rce-integers"] = RCE(decay=1 - 2**-4, normalize="none", fixed_point=True)
     found["snapkv-tova"] = SnapKV(then=TOVA(), kernel_size=1)

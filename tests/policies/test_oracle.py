@@ -23,11 +23,11 @@ from kvmmu.policies.tova import TOVA
 
 CASES: dict[str, tuple[Policy, Rule, dict[str, Any] | None]] = {
     "h2o": (H2O(), Rule("h2o"), None),
-    "rce": (RCE(), Rule("rce"), None),
-    "rce-sum": (RCE(normalize="none"), Rule("rce", normalize="none"), None),
-    "rce-decay": (RCE(decay=0.8), Rule("rce", decay=0.8), None),
+    "rce": (RCE(normalize="age"), Rule("rce"), None),
+    "rce-sum": (RCE(statistic="mass"), Rule("rce", normalize="none"), None),
+    "rce-decay": (RCE(decay=0.8, normalize="age"), Rule("rce", decay=0.8), None),
     "rce-sum-decay": (
-        RCE(decay=0.9, normalize="none"),
+        RCE(decay=0.9, statistic="mass"),
         Rule("rce", decay=0.9, normalize="none"),
         None,
     ),
@@ -37,18 +37,18 @@ CASES: dict[str, tuple[Policy, Rule, dict[str, Any] | None]] = {
         None,
     ),
     "rce-max-value-norm": (
-        RCE(normalize="none", statistic="max", value_norm=True),
+        RCE(decay=1.0, statistic="max", value_norm=True),
         Rule("rce", normalize="none", statistic="max", value_norm=True),
         None,
     ),
-    "rce-window": (RCE(window_queries=8), Rule("rce", window=8), None),
+    "rce-window": (RCE(window_queries=8, normalize="age"), Rule("rce", window=8), None),
     "rce-sum-window": (
         RCE(window_queries=14, normalize="none"),
         Rule("rce", window=14, normalize="none"),
         None,
     ),
     "rce-value-norm": (
-        RCE(decay=0.8, value_norm=True),
+        RCE(decay=0.8, normalize="age", value_norm=True),
         Rule("rce", decay=0.8, value_norm=True),
         None,
     ),
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Policy, Rule, dict[str, Any] | None]] = {
         None,
     ),
     "snapkv": (
-        SnapKV(observation_window=3),
+        SnapKV(then=RCE(normalize="age"), observation_window=3),
         Rule("rce"),
         {"votes": 3, "kernel": 5, "pooling": "avg"},
     ),

@@ -63,12 +63,14 @@ def flat(scores: torch.Tensor) -> list[float]:
 
 
 def test_rce_adds_what_it_sees():
-    scores, _ = RCE().update(view([0, 1, 2], [1.0, 2.0, 0.0], num_seen=3), seen(1, mass=[1, 2, 3]))
+    scores, _ = RCE(statistic="mass").update(
+        view([0, 1, 2], [1.0, 2.0, 0.0], num_seen=3), seen(1, mass=[1, 2, 3])
+    )
     assert flat(scores) == [2, 4, 3]
 
 
 def test_rce_fades_once_a_query():
-    policy = RCE(decay=0.5)
+    policy = RCE(decay=0.5, statistic="mass")
     scores, _ = policy.update(view([0, 1], [8.0, 4.0], num_seen=5), seen(3, mass=[0, 1.0]))
     assert flat(scores) == [1, 1.5]
     scores, _ = policy.update(view([0, 1], [8.0, 4.0], num_seen=5), seen(0, mass=[0, 0.0]))
@@ -76,12 +78,14 @@ def test_rce_fades_once_a_query():
 
 
 def test_rce_divides_by_the_queries_that_saw_the_token():
-    priority = RCE().priority(view([0, 3, 8, 9], [10.0, 7.0, 3.0, 2.0], num_seen=10))
+    priority = RCE(normalize="age").priority(view([0, 3, 8, 9], [10.0, 7.0, 3.0, 2.0], num_seen=10))
     assert flat(priority) == [1, 1, 1.5, 2]
 
 
 def test_rce_divides_by_the_faded_count_of_queries():
-    priority = RCE(decay=0.5).priority(view([0, 2, 3], [1.0, 1.0, 1.0], num_seen=4))
+    priority = RCE(decay=0.5, normalize="age").priority(
+        view([0, 2, 3], [1.0, 1.0, 1.0], num_seen=4)
+    )
     want = [1 / (1 + 0.5 + 0.25 + 0.125), 1 / 1.5, 1.0]
     assert flat(priority) == pytest.approx(want, abs=1e-6)
 
@@ -89,7 +93,9 @@ def test_rce_divides_by_the_faded_count_of_queries():
 @pytest.mark.parametrize("decay", [1 - 1e-6, 1 - 1e-7, 1 - 1e-9, 1 - 2.0**-53, 1e-300])
 def test_rce_takes_decays_that_float32_cannot_tell_from_one_or_zero(decay):
     positions = [0, 1000, 3999]
-    priority = flat(RCE(decay=decay).priority(view(positions, [1.0] * 3, num_seen=4000)))
+    priority = flat(
+        RCE(decay=decay, normalize="age").priority(view(positions, [1.0] * 3, num_seen=4000))
+    )
     for p, found in zip(positions, priority):
         age = -math.expm1((4000 - p) * math.log(decay)) / (1 - decay)
         assert found == pytest.approx(1 / age, rel=1e-5)
@@ -97,9 +103,9 @@ def test_rce_takes_decays_that_float32_cannot_tell_from_one_or_zero(decay):
 
 def test_rce_sum_favours_the_old_and_age_does_not():
     candidates = view([0, 90], [20.0, 5.0], num_seen=100)  # .2 a query against .5
-    old, young = flat(RCE(normalize="none").priority(candidates))
+    old, young = flat(RCE(statistic="mass").priority(candidates))
     assert old > young
-    old, young = flat(RCE().priority(candidates))
+    old, young = flat(RCE(normalize="age").priority(candidates))
     assert old < young
 
 
@@ -107,7 +113,7 @@ def test_rce_sum_favours_the_old_and_age_does_not():
 @pytest.mark.parametrize("calls", [[], [14], [5, 1, 4, 1]])
 def test_rce_scores_count_tokens_not_calls(decay, calls, seed):
     text = make_text(seed, 14)
-    mmu = make_mmu(RCE(decay=decay), text, num_slots=16, chunk_size=6)
+    mmu = make_mmu(RCE(decay=decay, statistic="mass"), text, num_slots=16, chunk_size=6)
     drive(mmu, text, calls)
     p = weights(text, 14)
     for h in range(2):
@@ -128,7 +134,10 @@ def test_rce_scores_count_tokens_not_calls(decay, calls, seed):
         ({"fixed_point": "yes"}, "fixed_point must be True or False, got 'yes'"),
         ({"decay": math.nan}, r"decay must lie in \(0, 1\], got nan"),
         ({"normalize": "mean"}, "normalize must be 'none' or 'age', got 'mean'"),
-        ({"fixed_point": True}, "normalize must be 'none' with fixed_point=True"),
+        (
+            {"fixed_point": True, "normalize": "age"},
+            "normalize must be 'none' with fixed_point=True",
+        ),
         (
             {"fixed_point": True, "normalize": "none", "decay": 0.9},
             r"decay must be 1 - 2\*\*-k for k in 1..16 with fixed_point=True, got 0.9",
@@ -150,7 +159,7 @@ def test_rce_finds_the_shift_of_a_decay(k):
 
 
 def test_rce_without_decay_has_no_shift():
-    assert RCE().decay_shift is None
+    assert RCE(statistic="mass").decay_shift is None
     assert RCE(decay=0.9).decay_shift is None
 
 

@@ -44,7 +44,9 @@ def test_largest_attention_counts_tokens_not_calls(decay, calls, chunk_size, see
 @pytest.mark.parametrize("length", [1, 4, 5, 23, 30])
 def test_window_counts_its_queries_whatever_the_calls(length, calls, chunk_size, seed):
     text = make_text(seed, length)
-    mmu = make_mmu(RCE(window_queries=10), text, num_slots=32, chunk_size=chunk_size)
+    mmu = make_mmu(
+        RCE(window_queries=10, normalize="age"), text, num_slots=32, chunk_size=chunk_size
+    )
     drive(mmu, text, calls)
     p = attention(text).sum(1)
     border = (length - 1) // 5 * 5  # 10 / 2 queries a block
@@ -79,7 +81,10 @@ def test_old_queries_leave_the_window(seed):
 @pytest.mark.parametrize("normalize", ["none", "age"])
 def test_value_norm_weighs_by_the_length_of_the_value(normalize, seed):
     text = make_text(seed, 12)
-    plain, weighed = RCE(normalize=normalize), RCE(normalize=normalize, value_norm=True)
+    plain, weighed = (
+        RCE(statistic="mass", normalize=normalize, value_norm=is_weighed)
+        for is_weighed in (False, True)
+    )
     mmus = [make_mmu(policy, text, num_slots=12) for policy in (plain, weighed)]
     ranks = []
     for mmu in mmus:
@@ -95,21 +100,19 @@ def test_value_norm_weighs_by_the_length_of_the_value(normalize, seed):
 @pytest.mark.parametrize(
     ("policy", "needs", "count"),
     [
-        (RCE(normalize="none"), {"mass"}, 2),
-        (RCE(), {"mass"}, 3),
-        (RCE(decay=0.9), {"mass"}, 4),
-        (RCE(normalize="none", statistic="max"), {"max"}, 2),
-        (RCE(window_queries=8), {"mass", "last"}, 4),
-        (RCE(normalize="none", value_norm=True), {"mass", "v"}, 67),
+        (RCE(statistic="mass"), {"mass"}, 2),
+        (RCE(), {"max"}, 3),
+        (RCE(normalize="age"), {"mass"}, 3),
+        (RCE(decay=0.9, normalize="age"), {"mass"}, 4),
+        (RCE(decay=1.0, statistic="max"), {"max"}, 2),
+        (RCE(window_queries=8), {"mass", "last"}, 3),
+        (RCE(statistic="mass", value_norm=True), {"mass", "v"}, 67),
     ],
     ids=repr,
 )
 def test_rce_asks_and_costs_what_its_rules_are(policy: Policy, needs, count):
     assert policy.needs == needs
     assert policy.ops_per_slot == count
-
-
-NONE = {"normalize": "none"}
 
 
 @pytest.mark.parametrize(
@@ -121,15 +124,15 @@ NONE = {"normalize": "none"}
         ({"window_queries": 8.0}, "window_queries must be an even integer of at least 2, got 8.0"),
         ({"window_queries": True}, "window_queries must be an even integer"),
         ({"value_norm": 1}, "value_norm must be True or False, got 1"),
-        ({"statistic": "max"}, "normalize must be 'none' with statistic='max'"),
+        ({"statistic": "max", "normalize": "age"}, "normalize must be 'none' with statistic='max'"),
         (
-            NONE | {"statistic": "max", "window_queries": 8},
+            {"statistic": "max", "window_queries": 8},
             "statistic must be 'mass' with window_queries, got 'max'; a decay forgets old maxima",
         ),
         ({"window_queries": 8, "decay": 0.9}, r"decay must be 1.0 with window_queries"),
-        (NONE | {"fixed_point": True, "statistic": "max"}, "fixed_point=True adds up plain"),
-        (NONE | {"fixed_point": True, "window_queries": 8}, "fixed_point=True adds up plain"),
-        (NONE | {"fixed_point": True, "value_norm": True}, "fixed_point=True adds up plain"),
+        ({"fixed_point": True, "statistic": "max"}, "fixed_point=True adds up plain"),
+        ({"fixed_point": True, "window_queries": 8}, "fixed_point=True adds up plain"),
+        ({"fixed_point": True, "value_norm": True}, "fixed_point=True adds up plain"),
     ],
 )
 def test_rce_refuses_what_means_nothing(params, words):

@@ -59,7 +59,7 @@ TraceMasses = Annotated[
     bool,
     typer.Option(
         "--trace-masses",
-        help="Record the attention mass of every slot too (rce:normalize=none,fixed_point=true).",
+        help="Record the attention mass of every slot too (rce:fixed_point=true).",
     ),
 ]
 
@@ -115,8 +115,7 @@ def generate(
         parts["policy"] = parse_policy(policy)
         if trace_masses and not getattr(parts["policy"], "fixed_point", False):
             raise ValueError(
-                "--trace-masses must go with --policy rce:normalize=none,fixed_point=true, "
-                f"got {policy!r}"
+                f"--trace-masses must go with --policy rce:fixed_point=true, got {policy!r}"
             )
     lm = load_model(
         model, num_slots=num_slots, compression=compression, dtype=dtype, device=device, **parts

@@ -32,7 +32,7 @@ def policies(*, as_json: AsJson = False) -> None:
         parameters = "\n".join(f"{key}={_plain(value)}" for key, value in row["parameters"].items())
         table.add_row(row["name"], row["rule"], ", ".join(row["needs"]) or "-", parameters or "-")
     Console(highlight=False, markup=False).print(table)
-    typer.echo("Give parameters after a colon: --policy rce:decay=0.99,normalize=age", err=True)
+    typer.echo("Give parameters after a colon: --policy rce:decay=0.99", err=True)
 
 
 def models(*, as_json: AsJson = False) -> None:

@@ -145,9 +145,7 @@ class LM:
         if trace is not None and self.cache is None:
             raise ValueError("a trace needs a SlotCache; give num_slots or compression")
         if masses and not (self.cache and getattr(self.cache.policy, "fixed_point", False)):
-            raise ValueError(
-                "masses must go with policy RCE(normalize='none', fixed_point=True), got another"
-            )
+            raise ValueError("masses must go with policy RCE(fixed_point=True), got another")
         greedy = {} if "generation_config" in sampling else {"do_sample": False}
         options: dict[str, Any] = greedy | sampling | inputs
         options |= {"max_new_tokens": max_new_tokens, "streamer": streamer}

@@ -1,12 +1,14 @@
 """RCE, Runtime Cache Eviction (Moradifirouzabadi and Kang, doi 10.1109/JETCAS.2025.3568716).
 
-Rule: the token with the least accumulated attention leaves and the new token takes its slot.
+Rule: the token with the least attention so far leaves and the new token takes its slot.
 Parameters:
-    decay = 1.0          what is left of a score after each further token, in (0, 1]
-    normalize = "age"    "age": divide by the (decayed) number of queries that saw the token;
+    decay = None         what is left of a score after each further token, in (0, 1];
+                         None: 1 - 2**-6 for a maximum, 1 (all of it) for a sum
+    normalize = "none"   "age": divide a sum by the (decayed) number of queries that saw the token;
                          "none": the plain sum, which favours old tokens
-    fixed_point = False  16-bit integer scores, bit for bit those of kvmmu.fixed_point and the RTL
-    statistic = "mass"   "mass": add a token's attention up; "max": keep the (decayed) largest
+    fixed_point = False  16-bit integer sums, bit for bit those of kvmmu.fixed_point and the RTL
+    statistic = None     "max": keep the (decayed) largest attention; "mass": add attention up;
+                         None: "mass" where another parameter asks for a sum, else "max"
     window_queries = None  w, even: only the last w / 2 + 1 to w queries count, in two accumulators
                          of w / 2 positions each that take turns; None: all queries
     value_norm = False   weigh the score by the length of the token's value, |v|
@@ -31,6 +33,8 @@ from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_
 
 __all__ = ["RCE"]
 
+_DECAY = 1 - 2**-6
+"""Of a maximum: the best of the powers tried, on all tasks together (docs/results.md)."""
 _MAX_SHIFT = 12
 """A sum is below 2**16 + 2**24 (chunks of at most 256 queries), so 9 shifts always suffice."""
 
@@ -38,18 +42,26 @@ _MAX_SHIFT = 12
 @POLICIES.register("rce")
 @dataclass(frozen=True)
 class RCE(Policy):
-    """Evict the least accumulated attention. Raises ValueError for parameters out of range."""
+    """Evict the least attention so far. Raises ValueError for parameters out of range.
 
-    decay: float = 1.0
-    normalize: Literal["none", "age"] = "age"
+    After construction `statistic` and `decay` are settled: None stands in neither.
+    """
+
+    decay: float | None = None
+    normalize: Literal["none", "age"] = "none"
     fixed_point: bool = False
-    statistic: Literal["mass", "max"] = "mass"
+    statistic: Literal["mass", "max"] | None = None
     window_queries: int | None = None
     value_norm: bool = False
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
-        if not (is_number and 0.0 < self.decay <= 1.0):
+        if self.statistic is None:
+            is_sum = self.fixed_point or self.normalize == "age" or self.window_queries is not None
+            object.__setattr__(self, "statistic", "mass" if is_sum else "max")
+        if self.decay is None:
+            object.__setattr__(self, "decay", _DECAY if self.statistic == "max" else 1.0)
+        decay = self.decay
+        if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0.0 < decay <= 1.0:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay!r}")
         if self.normalize not in ("none", "age"):
             raise ValueError(f"normalize must be 'none' or 'age', got {self.normalize!r}")
@@ -79,7 +91,7 @@ class RCE(Policy):
                 "statistic must be 'mass' with window_queries, got 'max'; "
                 "a decay forgets old maxima"
             )
-        if self.decay < 1.0:
+        if self._decay < 1.0:
             raise ValueError(
                 "decay must be 1.0 with window_queries (each forgets old queries in its own way), "
                 f"got {self.decay!r}"
@@ -98,19 +110,25 @@ class RCE(Policy):
                 "window_queries None and value_norm False, got "
                 f"{self.statistic!r}, {self.window_queries!r} and {self.value_norm!r}"
             )
-        if self.decay < 1.0 and self.decay_shift is None:
+        if self._decay < 1.0 and self.decay_shift is None:
             raise ValueError(
                 "decay must be 1 - 2**-k for k in 1..16 with fixed_point=True, "
                 f"got {self.decay!r}; take for instance 0.9375 or 0.984375"
             )
 
     @property
+    def _decay(self) -> float:
+        """The decay, which __post_init__ has settled."""
+        assert self.decay is not None
+        return self.decay
+
+    @property
     def decay_shift(self) -> int | None:
         """Return k where decay = 1 - 2**-k, None where there is no such k or no decay."""
-        if self.decay == 1.0:
+        if self._decay == 1.0:
             return None
-        k = round(-math.log2(1.0 - self.decay))
-        return k if 1 <= k <= 16 and self.decay == 1.0 - 2.0**-k else None
+        k = round(-math.log2(1.0 - self._decay))
+        return k if 1 <= k <= 16 and self._decay == 1.0 - 2.0**-k else None
 
     @property
     def ops_per_slot(self) -> int:
@@ -119,7 +137,7 @@ class RCE(Policy):
         Decay, division and the window's second sum are one each; |v| is squares added over 64
         dimensions, as an order of magnitude, and a product (hardware may keep |v| in the slot).
         """
-        more = (self.decay < 1.0) + (self.normalize == "age") + (self.window_queries is not None)
+        more = (self._decay < 1.0) + (self.normalize == "age") + (self.window_queries is not None)
         return 2 + more + 65 * self.value_norm
 
     @property
@@ -130,6 +148,7 @@ class RCE(Policy):
             more.add("last")
         if self.value_norm:
             more.add("v")
+        assert self.statistic is not None
         return frozenset({self.statistic} | more)
 
     @property
@@ -147,7 +166,7 @@ class RCE(Policy):
     @property
     def query_decay(self) -> float:
         """Weigh a chunk's queries as if they had come one by one."""
-        return self.decay
+        return self._decay
 
     @property
     def query_block(self) -> int | None:
@@ -173,10 +192,10 @@ class RCE(Policy):
         if half is not None:  # the whole older half and what the newer one has so far
             newer = (view.num_seen - 1).clamp(min=0) % half + 1
             age = torch.minimum(age, half + newer)
-        if self.decay == 1.0:
+        if self._decay == 1.0:
             return age.float()
         # 1 + g + g**2 + ...
-        return -torch.expm1(age.float() * math.log(self.decay)) / (1.0 - self.decay)
+        return -torch.expm1(age.float() * math.log(self._decay)) / (1.0 - self._decay)
 
     def update(self, view: SlotView, seen: Seen) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Add this call's attention to what is left of the scores. -> [B,Hkv,N]."""
@@ -185,8 +204,9 @@ class RCE(Policy):
         if self.window_queries is not None:
             return self._update_halves(view, seen)
         kept = view.scores
-        if self.decay < 1.0:
-            kept = kept * self.decay ** seen.num_queries.float()
+        if self._decay < 1.0:
+            kept = kept * self._decay ** seen.num_queries.float()
+        assert self.statistic is not None
         new = seen.planes[self.statistic]
         return torch.maximum(kept, new) if self.statistic == "max" else kept + new, view.state
 

@@ -55,8 +55,7 @@ class Recorder:
         policy = self._mmus[0].policy
         if masses and not (isinstance(policy, RCE) and policy.fixed_point):
             raise ValueError(
-                "masses can be recorded of RCE(fixed_point=True, normalize='none') alone, "
-                f"got policy {policy.name!r}"
+                f"masses can be recorded of RCE(fixed_point=True) alone, got policy {policy.name!r}"
             )
         self._words: Callable[[Seen], Tensor] | None = None
         if masses and isinstance(policy, RCE):

@@ -1,8 +1,8 @@
 """bAbI-like stories (Weston et al., 2015; scattered in text as in BABILong, Kuratov et al., 2024).
 
-    qa1   " Mary is in town."                                 " Where is Mary" -> " town"
-    qa2   " Mary took the sword." " Mary went to town."       " Where is the sword? In" -> " town"
-    qa3   the same story; " Where was the sword before town? In" -> ...
+    qa1   " Mary is in court."                                " Where is Mary" -> " court"
+    qa2   " Mary took the sword." " Mary went to court."      " Where is the sword? In" -> " court"
+    qa3   the same story; " Where was the sword before court? In" -> ...
 The sentences, names and places are ours; a story is drawn, acted out, and asked about.
 """
 
@@ -18,7 +18,7 @@ from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose
 __all__ = ["ACTORS", "OBJECTS", "PLACES", "QA1", "QA2", "QA3"]
 
 ACTORS = ("Mary", "Pierre", "Andrew", "Prince", "Jane", "Anna")
-PLACES = ("town", "church", "court", "Moscow", "school")
+PLACES = ("court", "church", "office", "Moscow", "school")
 OBJECTS = ("sword", "book", "money", "hat")
 
 
