@@ -20,7 +20,7 @@ from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.lm import LM
 from kvmmu.policies.base import POLICIES
 
-__all__ = ["Cell", "cost", "run_cell"]
+__all__ = ["Cell", "cost", "describe_setting", "run_cell", "skipped"]
 
 NUM_AGES = 24
 """Bins of the survivors' histogram, from the newest token to the oldest."""
@@ -88,7 +88,10 @@ def run_cell(
         about = {"kind": "answers", "key": cell.key, "task": case.task, "text": None}
         about |= describe_setting(setting) | {"chance": 0.0, "seed": cell.seed}
         return [about | run_published(case, setting, lm)]
-    stream = make_stream(case, sources, cell.seed)
+    try:
+        stream = make_stream(case, sources, cell.seed)
+    except ValueError as error:
+        return [skipped(case, f"cannot be drawn: {error}")]
     N = stream.num_tokens
     num_rows = stream.ids.shape[0]
     rows: list[list[float]] = []
@@ -119,6 +122,21 @@ def run_cell(
     }
     # the cell's own line last: where it stands, all of the cell does
     return ([_survivors(cell, ages, N)] if ages else []) + [line]
+
+
+def skipped(case: Case, reason: str, **more: Any) -> dict[str, Any]:
+    """Say that a case was not measured, and why."""
+    return {
+        "kind": "skipped",
+        "key": f"{case.key}|skipped",
+        "task": case.task,
+        "mode": case.mode,
+        "num_tokens": case.num_tokens,
+        "params": dict(case.params),
+        "reason": reason,
+        "full_score": None,
+        "floor": None,
+    } | more
 
 
 def describe_setting(setting: Setting) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Plan:
     )
     num_pages: int = 16
     num_scored: int = 64
-    policies: tuple[str, ...] = ("rce", "streaming_llm", "snapkv", "keydiff")
+    policies: tuple[str, ...] = ("rce", "novelty", "snapkv", "streaming_llm")
     compressions: tuple[float, ...] = (4, 8)
     more_compressions: tuple[float, ...] = (2,)
 

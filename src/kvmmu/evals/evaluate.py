@@ -25,7 +25,7 @@ import torch
 
 from kvmmu import __version__
 from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case, floor
-from kvmmu.evals.cell import Cell, cost, describe_setting, run_cell
+from kvmmu.evals.cell import Cell, cost, describe_setting, run_cell, skipped
 from kvmmu.evals.costs import step_times
 from kvmmu.evals.results import ResultsFile
 from kvmmu.evals.settings import Setting
@@ -80,7 +80,7 @@ class Evaluation:
 
     def run(self, *, advance: Callable[[int], None], say: Callable[[str], None]) -> None:
         """Measure what is not yet in the file."""
-        with _Workers(self.load, self.lm, self.plan) as workers:
+        with self.file.locked(), _Workers(self.load, self.lm, self.plan) as workers:
             self._run(workers, self.cells((FULL,)), advance, say)
             solved = [case for case in self.plan.cases if self._is_solved(case)]
             left = self.cells(self.plan.settings)
@@ -108,13 +108,17 @@ class Evaluation:
         """Tell whether the full cache passes the floor; note it in the file where it does not."""
         if case.task == PERPLEXITY or case.mode == PUBLISHED:
             return True
-        lines = [self.file.done[Cell(case, FULL, seed).key] for seed in self.plan.seeds]
+        keys = [Cell(case, FULL, seed).key for seed in self.plan.seeds]
+        if not all(key in self.file.done for key in keys):
+            return False  # it could not be drawn, as its line says
+        lines = [self.file.done[key] for key in keys]
         rows = [row for line in lines for row in line["rows"]]
         share = sum(row[0] for row in rows) / sum(row[1] for row in rows)
         least = floor(lines[0]["chance"])
-        key = f"{case.key}|skipped"
-        if share < least and key not in self.file.done:
-            self.file.append([_skipped(case, key, share, least)])
+        if share < least:
+            reason = "the full cache scores below the floor: not measurable with this model"
+            about = {"full_score": round(share, 4), "floor": round(least, 4)}
+            self.file.append([skipped(case, reason, **about)])
         return bool(share >= least)
 
     def _speed(self) -> None:
@@ -143,20 +147,6 @@ class Evaluation:
                 | {"ratio_quartiles": [round(low, 3), round(high, 3)]}
             )
         self.file.append([line for line in lines if line["key"] not in self.file.done])
-
-
-def _skipped(case: Case, key: str, share: float, least: float) -> dict[str, Any]:
-    return {
-        "kind": "skipped",
-        "key": key,
-        "task": case.task,
-        "mode": case.mode,
-        "num_tokens": case.num_tokens,
-        "params": dict(case.params),
-        "reason": "the full cache scores below the floor: not measurable with this model",
-        "full_score": round(share, 4),
-        "floor": round(least, 4),
-    }
 
 
 def _weight(cell: Cell) -> int:

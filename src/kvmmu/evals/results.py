@@ -11,8 +11,11 @@ Every line but the first has a `key`; a key stands once.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ __all__ = ["ResultsFile"]
 
 NAME = "results.jsonl"
 _HEAD = b'{"kind": "about"'
-_FIXED = ("model", "fingerprint", "dtype")
+_FIXED = ("model", "fingerprint", "dtype", "kvmmu_version")
 """What a resumed run must share with the run that began the file."""
 
 
@@ -40,6 +43,22 @@ class ResultsFile:
         if not lines:
             self.append([{"kind": "about"} | about])
         self.done = {line["key"]: line for line in lines if "key" in line}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing; a process that dies gives the lock back.
+
+        Raises ValueError if another holds it.
+        """
+        with self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.path} must not be in use by another run, got one that is writing to "
+                    "it; wait for it to end or choose another --output"
+                ) from error
+            yield
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write the lines of one cell in one go and wait until they are on the disk.

@@ -7,6 +7,7 @@ RULER asks for ten words that come thirty times; the defaults ask for three.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
 from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys
 
-__all__ = ["CommonWords", "list_instance"]
+__all__ = ["CommonWords", "copied", "list_instance"]
 
 
 @TASKS.register("common_words")
@@ -46,15 +47,25 @@ class CommonWords(Task):
         )  # fmt: skip
 
     def chance(self, num_tokens: int) -> float:
-        """Guess num_common of the words in the list (of one token each, and held-out keys)."""
-        _, num_others = self._counts(int(0.8 * num_tokens), len(key_words("held_out")))
-        return self.num_common / (self.num_common + num_others)
+        """Copy num_common words of the list at random (words of one token, held-out keys)."""
+        often, num_others = self._counts(int(0.8 * num_tokens), len(key_words("held_out")))
+        total = self.num_common * often + num_others * self.num_rare
+        return copied([often / total] * self.num_common)
 
     def _counts(self, room: int, num_keys: int) -> tuple[int, int]:
         """Return how often a common word comes, and the number of rare ones, in room words."""
         often = max(self.num_rare + 1, min(self.num_often, room // (2 * self.num_common)))
         num_others = (room - often * self.num_common) // self.num_rare
         return often, max(1, min(num_others, num_keys - self.num_common))
+
+
+def copied(shares: Sequence[float]) -> float:
+    """Return the expected share found of words that make up these shares of a list.
+
+    As many words as there are shares are copied from random places of the list.
+    """
+    num = len(shares)
+    return sum(1 - (1 - share) ** num for share in shares) / num
 
 
 def list_instance(

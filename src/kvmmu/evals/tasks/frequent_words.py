@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
 from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task, draw_keys
-from kvmmu.evals.tasks.common_words import list_instance
+from kvmmu.evals.tasks.common_words import copied, list_instance
 
 __all__ = ["FrequentWords"]
 
@@ -37,9 +38,7 @@ class FrequentWords(Task):
         self.check_mode(mode)
         num = max(self.num_asked + 1, min(self.num_words, len(source.keys)))
         words = draw_keys(source, num, rng)
-        weights = np.arange(1, num + 1, dtype=np.float64) ** -self.exponent
-        room = int(0.8 * num_tokens) // len(source.encode(f" {words[0]}")) - num
-        counts = (1 + np.floor(max(0, room) * weights / weights.sum())).astype(int).tolist()
+        counts = self._counts(int(0.8 * num_tokens) // len(source.encode(f" {words[0]}")), num)
         if len(set(counts[: self.num_asked + 1])) <= self.num_asked:
             raise ValueError(
                 f"num_tokens must let {self.num_asked + 1} of {num} words come at different rates, "
@@ -51,5 +50,13 @@ class FrequentWords(Task):
         )  # fmt: skip
 
     def chance(self, num_tokens: int) -> float:
-        """Guess among the listed words."""
-        return self.num_asked / self.num_words
+        """Copy num_asked words of the list at random (words of one token, held-out keys)."""
+        num = max(self.num_asked + 1, min(self.num_words, len(key_words("held_out"))))
+        counts = self._counts(int(0.8 * num_tokens), num)
+        return copied([count / sum(counts) for count in counts[: self.num_asked]])
+
+    def _counts(self, room: int, num: int) -> list[int]:
+        """Say how often each of num words comes in about room words."""
+        weights = np.arange(1, num + 1, dtype=np.float64) ** -self.exponent
+        counts = 1 + np.floor(max(0, room - num) * weights / weights.sum())
+        return [int(count) for count in counts]
