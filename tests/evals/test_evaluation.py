@@ -140,6 +140,28 @@ def test_case_below_the_floor_is_skipped_and_no_policy_is_asked(
     assert {c.setting for c in stub.cells if c.case.task == "hold"} == {FULL, *PLAN.settings}
 
 
+def test_case_that_cannot_be_drawn_is_skipped_with_the_reason(lm: Any, tmp_path: Path) -> None:
+    wide = Case("hot_set", "online", 8192, 8)  # a record in 48 tokens: more than there are keys
+    run(lm, tmp_path, cases=(wide,), has_speed=False)
+    about, line = lines_of(tmp_path)
+    assert about["kind"] == "about"
+    assert line["kind"] == "skipped"
+    assert line["reason"].startswith("cannot be drawn: ")
+    assert "add keys" in line["reason"]
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
+    first, second = (ResultsFile(tmp_path, {"model": "m"}) for _ in range(2))
+    with (
+        first.locked(),
+        pytest.raises(ValueError, match="must not be in use by another run"),
+        second.locked(),
+    ):
+        pass
+    with second.locked():  # the first has ended
+        pass
+
+
 @pytest.mark.parametrize(
     ("chance", "least"), [(0, 0.8), (0.03, 0.8), (0.125, 0.625), (1 / 6, 2 / 3), (0.5, 0.8)]
 )
