@@ -52,7 +52,7 @@ from kvmmu import SlotCache
 
 FULL = ("static", "dynamic")
 COMPILED = ", compiled"
-POLICIES = "rce,streaming_llm,h2o,tova,keydiff,random,snapkv"
+POLICIES = "rce,novelty,streaming_llm,h2o,tova,keydiff,random,snapkv"
 HEADROOM = 64
 """Tokens that a turn may decode, for which a StaticCache has room past its context."""
 

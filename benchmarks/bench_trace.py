@@ -44,7 +44,7 @@ def run_point(
     model: LlamaForCausalLM, batch: int, masses: bool, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Time decode with and without a recorder at one batch."""
-    policy = RCE(normalize="none", fixed_point=True) if masses else RCE()
+    policy = RCE(fixed_point=True) if masses else RCE()
     names = ("recorded", "plain")
     caches = {
         name: SlotCache.for_model(model, args.num_slots, batch_size=batch, policy=policy)
