@@ -16,31 +16,41 @@ __all__ = ["Source", "shipped_book", "shipped_text"]
 
 @dataclass(frozen=True)
 class Source:
-    """A text as filler, the tokenizer's encode, and the keys that name records."""
+    """A text as filler, the tokenizer's encode, and the keys that name records.
+
+    written are the keys of tasks whose answers hold keys; by default the same.
+    """
 
     filler: Filler
     encode: Encode
     keys: tuple[str, ...]
+    written: tuple[str, ...] | None = None
 
     @classmethod
     def make(cls, text: str, tokenizer: Any, *, keys: Sequence[str] | None = None) -> Source:
         """Encode a text; keys default to those held out of the shipped models' training.
 
-        Of the keys only those of the most common token count are used: questions are then
-        equally long, and a batch's rows advance together. Raises ValueError without keys.
+        Then keys that must be written are the training keys: the small models find held-out words,
+        but were never asked to write them. Of the keys only those of the most common token count
+        are used: questions are then equally long, and a batch's rows advance together. Raises
+        ValueError without keys.
         """
 
         def encode(piece: str) -> list[int]:
             ids: list[int] = tokenizer.encode(piece, add_special_tokens=False)
             return ids
 
-        keys = key_words("held_out") if keys is None else keys
-        if not keys:
+        def even(words: Sequence[str]) -> tuple[str, ...]:
+            lengths = [len(encode(f" {word}")) for word in words]
+            usual = max(sorted(set(lengths)), key=lengths.count)
+            return tuple(w for w, length in zip(words, lengths, strict=True) if length == usual)
+
+        if keys is not None and not keys:
             raise ValueError("keys must name at least one word, got none")
-        lengths = [len(encode(f" {key}")) for key in keys]
-        usual = max(sorted(set(lengths)), key=lengths.count)
-        even = tuple(key for key, length in zip(keys, lengths, strict=True) if length == usual)
-        return cls(encode_filler(text, encode), encode, even)
+        filler = encode_filler(text, encode)
+        if keys is not None:
+            return cls(filler, encode, even(keys))
+        return cls(filler, encode, even(key_words("held_out")), even(key_words("train")))
 
 
 def shipped_text(name: str) -> str:

@@ -37,6 +37,7 @@ __all__ = [
     "compose",
     "digits",
     "draw_keys",
+    "keys_of",
     "scatter",
 ]
 
@@ -152,14 +153,22 @@ TASKS: Registry[Task] = Registry(
 )
 
 
-def draw_keys(source: Source, num: int, rng: np.random.Generator) -> list[str]:
+def keys_of(source: Source, *, is_written: bool = False) -> tuple[str, ...]:
+    """Return the keys of records, or those of tasks whose answers hold keys."""
+    return source.keys if not is_written or source.written is None else source.written
+
+
+def draw_keys(
+    source: Source, num: int, rng: np.random.Generator, *, is_written: bool = False
+) -> list[str]:
     """Draw different keys. Raises ValueError if there are too few."""
-    if not 1 <= num <= len(source.keys):
+    keys = keys_of(source, is_written=is_written)
+    if not 1 <= num <= len(keys):
         raise ValueError(
-            f"number of keys asked for must be in [1, {len(source.keys)}], got {num}; add keys or "
+            f"number of keys asked for must be in [1, {len(keys)}], got {num}; add keys or "
             "ask for fewer records"
         )
-    return [source.keys[i] for i in rng.choice(len(source.keys), size=num, replace=False)]
+    return [keys[i] for i in rng.choice(len(keys), size=num, replace=False)]
 
 
 def digits(rng: np.random.Generator, num_digits: int = 3) -> str:

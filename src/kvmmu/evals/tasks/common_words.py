@@ -14,7 +14,7 @@ import numpy as np
 
 from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys, keys_of
 
 __all__ = ["CommonWords", "copied", "list_instance"]
 
@@ -37,9 +37,10 @@ class CommonWords(Task):
     ) -> Instance:
         """Draw common words, then rare ones until a fifth of the tokens is left, or no keys."""
         self.check_mode(mode)
-        size = max((len(source.encode(f" {key}")) for key in source.keys[:1]), default=1)
-        often, num_others = self._counts(int(0.8 * num_tokens) // size, len(source.keys))
-        words = draw_keys(source, self.num_common + num_others, rng)
+        keys = keys_of(source, is_written=True)
+        size = max((len(source.encode(f" {key}")) for key in keys[:1]), default=1)
+        often, num_others = self._counts(int(0.8 * num_tokens) // size, len(keys))
+        words = draw_keys(source, self.num_common + num_others, rng, is_written=True)
         counts = [often] * self.num_common + [self.num_rare] * num_others
         return list_instance(
             source, words, counts, words[: self.num_common],
@@ -47,8 +48,8 @@ class CommonWords(Task):
         )  # fmt: skip
 
     def chance(self, num_tokens: int) -> float:
-        """Copy num_common words of the list at random (words of one token, held-out keys)."""
-        often, num_others = self._counts(int(0.8 * num_tokens), len(key_words("held_out")))
+        """Copy num_common words of the list at random (words of one token, training keys)."""
+        often, num_others = self._counts(int(0.8 * num_tokens), len(key_words("train")))
         total = self.num_common * often + num_others * self.num_rare
         return copied([often / total] * self.num_common)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task, draw_keys
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Task, draw_keys, keys_of
 from kvmmu.evals.tasks.common_words import copied, list_instance
 
 __all__ = ["FrequentWords"]
@@ -36,8 +36,8 @@ class FrequentWords(Task):
     ) -> Instance:
         """Draw words with falling counts that fill four fifths of the tokens."""
         self.check_mode(mode)
-        num = max(self.num_asked + 1, min(self.num_words, len(source.keys)))
-        words = draw_keys(source, num, rng)
+        num = max(self.num_asked + 1, min(self.num_words, len(keys_of(source, is_written=True))))
+        words = draw_keys(source, num, rng, is_written=True)
         counts = self._counts(int(0.8 * num_tokens) // len(source.encode(f" {words[0]}")), num)
         if len(set(counts[: self.num_asked + 1])) <= self.num_asked:
             raise ValueError(
@@ -50,8 +50,8 @@ class FrequentWords(Task):
         )  # fmt: skip
 
     def chance(self, num_tokens: int) -> float:
-        """Copy num_asked words of the list at random (words of one token, held-out keys)."""
-        num = max(self.num_asked + 1, min(self.num_words, len(key_words("held_out"))))
+        """Copy num_asked words of the list at random (words of one token, training keys)."""
+        num = max(self.num_asked + 1, min(self.num_words, len(key_words("train"))))
         counts = self._counts(int(0.8 * num_tokens), num)
         return copied([count / sum(counts) for count in counts[: self.num_asked]])
 

@@ -35,7 +35,7 @@ class MultiQuery(Task):
         """Draw records and ask for num_asked of them in each question."""
         self.check_mode(mode)
         num = self.num_records or max(self.num_asked, num_tokens // 64)
-        keys = draw_keys(source, num, rng)
+        keys = draw_keys(source, num, rng, is_written=True)
         pairs = [f" {key} {digits(rng)}" for key in keys]
         encode = source.encode
         queries = []

@@ -36,7 +36,9 @@ class Recite(Task):
     ) -> Instance:
         """Draw a list; `share` of the tokens are for the model to write."""
         self.check_mode(mode)
-        words = draw_keys(source, min(self.num_words, max(4, num_tokens // 16)), rng)
+        words = draw_keys(
+            source, min(self.num_words, max(4, num_tokens // 16)), rng, is_written=True
+        )
         encode = source.encode
         ids = [tuple(encode(f" {word}")) for word in words]
         listed = tuple(token for word in ids for token in word)

@@ -35,7 +35,7 @@ class VariableTracking(Task):
         self.check_mode(mode)
         length = self.num_hops + 1
         num = self.num_chains or max(1, num_tokens // 64 // length)
-        names = draw_keys(source, num * length, rng)
+        names = draw_keys(source, num * length, rng, is_written=True)
         chains = [names[i * length : (i + 1) * length] for i in range(num)]
         values = [digits(rng) for _ in chains]
         encode = source.encode
