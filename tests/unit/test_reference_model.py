@@ -1,4 +1,4 @@
-"""The shipped kvmmu-ref-1m: plain files, as its card says, that find held-out keys."""
+"""The shipped models: plain files, as their cards say, that find held-out keys."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ from kvmmu.evals.tasks.hot_set import HotSet
 from kvmmu.evals.tasks.niah_multikey import MultiKey
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "kvmmu"
-MODEL = PACKAGE / "models" / "kvmmu-ref-1m"
+MODELS = {path.name: path for path in sorted((PACKAGE / "models").glob("kvmmu-ref-*"))}
 BOOK = PACKAGE / "data" / "frankenstein.txt.xz"
-TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
+TOKENIZER = AutoTokenizer.from_pretrained(MODELS["kvmmu-ref-1m"])
 
 
 def encode(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+def model(folder: Path) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +87,25 @@ def test_text_survives_the_tokenizer() -> None:
     assert TOKENIZER.decode(encode(text)) == text
 
 
-def test_folder_holds_plain_files_only() -> None:
+def test_all_models_share_one_tokenizer(folder: Path) -> None:
+    first = (MODELS["kvmmu-ref-1m"] / "tokenizer.json").read_bytes()
+    assert (folder / "tokenizer.json").read_bytes() == first
+
+
+def test_folder_holds_plain_files_only(folder: Path) -> None:
     allowed = {".json", ".jsonl", ".md", ".safetensors"}
-    assert {path.suffix for path in MODEL.iterdir()} <= allowed
+    assert {path.suffix for path in folder.iterdir()} <= allowed
 
 
-def test_card_names_the_hash_of_the_weights() -> None:
-    digest = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
-    assert digest in (MODEL / "README.md").read_text()
+def test_card_names_the_hash_of_the_weights(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text()
 
 
-def test_training_log_is_one_object_a_line_and_ends_at_the_last_step() -> None:
-    rows = [json.loads(row) for row in (MODEL / "training_log.jsonl").read_text().splitlines()]
+def test_training_log_is_one_object_a_line_and_ends_at_the_last_step(
+    folder: Path,
+) -> None:
+    rows = [json.loads(row) for row in (folder / "training_log.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
-    assert f"{steps[-1]:,} steps" in (MODEL / "README.md").read_text()
+    assert f"{steps[-1]:,} steps" in (folder / "README.md").read_text()
