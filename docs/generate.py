@@ -8,6 +8,7 @@ In any page, README.md included:
     <!-- include: examples/01_constant_cache.py -->   the code block after it is that file
     <!-- output: examples/01_constant_cache.py -->    the code block after it is what it prints
     <!-- table: steps -->  ...  <!-- end -->          a table of worked_example.py
+    <!-- table: 1m/headline -->  ...  <!-- end -->    a table of an evaluation (result_tables.py)
 
 tests/unit/test_docs.py and tests/examples fail when a page is stale.
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import result_tables
 import typer.main
 import worked_example
 
@@ -418,13 +420,18 @@ def filled(text: str, *, outputs: Callable[[Path], str] | None = None) -> str:
     text = re.sub(
         _BLOCK.format(kind="include"), put(lambda n: snippet(REPO / n)), text, flags=re.DOTALL
     )
-    text = _TABLE.sub(put(lambda n: TABLES[n]()), text)
+    text = _TABLE.sub(put(_table), text)
     if outputs is not None:
         run = outputs
         text = re.sub(
             _BLOCK.format(kind="output"), put(lambda n: run(REPO / n)), text, flags=re.DOTALL
         )
     return text
+
+
+def _table(name: str) -> str:
+    """Write a worked example's table, or one of an evaluation."""
+    return TABLES[name]() if name in TABLES else result_tables.table(name)
 
 
 def pages_with_blocks() -> list[Path]:

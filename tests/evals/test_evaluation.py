@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import kvmmu
 from kvmmu.cli import app
 from kvmmu.evals import evaluate
-from kvmmu.evals.cases import PERPLEXITY, SUITES, Case, floor, pick
+from kvmmu.evals.cases import PERPLEXITY, SUITES, Case, floor, pick, resized
 from kvmmu.evals.cell import Cell, run_cell
 from kvmmu.evals.evaluate import FULL, Evaluation
 from kvmmu.evals.results import ResultsFile
@@ -425,6 +425,14 @@ def test_tasks_choose_among_the_cases_of_a_suite() -> None:
     assert pick(suite, []) == suite.cases
     late = pick(suite, ["niah_multikey/late", "niah_multikey"])
     assert [case.mode for case in late] == ["late", "shared", "seen"]
+
+
+def test_size_changes_the_number_of_answers_and_leaves_perplexity() -> None:
+    cases = SUITES["standard"].cases
+    sizes = {(c.task, resized(c, 64).size, resized(c, 64).key == c.key) for c in cases}
+    assert {size for task, size, _ in sizes if task != PERPLEXITY} == {64}
+    assert {same for task, _, same in sizes if task == PERPLEXITY} == {True}
+    assert {same for task, _, same in sizes if task != PERPLEXITY} == {False}
 
 
 def test_every_case_has_a_key_of_its_own() -> None:

@@ -56,7 +56,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 def docs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a script of docs by name; forget it afterwards."""
     monkeypatch.syspath_prepend(str(DOCS))
-    names = ("generate", "draw", "worked_example")
+    names = ("generate", "draw", "result_tables", "worked_example")
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)

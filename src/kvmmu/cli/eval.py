@@ -31,7 +31,13 @@ Data = Annotated[
     Path | None,
     typer.Option(help="A folder with your copy of the benchmarks in --tasks (gsm8k, ruler, ...)."),
 ]
-Size = Annotated[int, typer.Option(help="Documents of each benchmark's data set.")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="Answers of each task, in place of the suite's own number; documents of each data "
+        "set of a benchmark (else 100)."
+    ),
+]
 Policies = Annotated[
     str | None,
     typer.Option(help="Policies with commas or spaces: 'rce,keydiff' or 'rce:decay=0.99 keydiff'."),
@@ -56,7 +62,7 @@ def evaluate(
     suite: SuiteName = "standard",
     tasks: Tasks = None,
     data: Data = None,
-    size: Size = 100,
+    size: Size = None,
     policies: Policies = None,
     compression: Compression = None,
     seeds: Seeds = None,
@@ -124,7 +130,7 @@ def make_plan(
     suite: str,
     tasks: str | None,
     data: Path | None,
-    size: int,
+    size: int | None,
     policies: str | None,
     compression: str | None,
     seeds: str | None,
@@ -170,9 +176,9 @@ def make_plan(
     )
 
 
-def _cases(suite: Suite, names: list[str], data: Path | None, size: int) -> tuple[Case, ...]:
+def _cases(suite: Suite, names: list[str], data: Path | None, size: int | None) -> tuple[Case, ...]:
     """Choose cases: benchmarks of --data, and tasks of the suite. Raises ValueError."""
-    from kvmmu.evals.cases import pick
+    from kvmmu.evals.cases import pick, resized
     from kvmmu.evals.loaders.base import LOADERS
     from kvmmu.evals.published import published_cases
 
@@ -187,11 +193,13 @@ def _cases(suite: Suite, names: list[str], data: Path | None, size: int) -> tupl
             f"--data must go with --tasks that name benchmarks ({', '.join(known)}), got "
             f"{', '.join(names) or 'none'}"
         )
-    if size < 1:
+    if size is not None and size < 1:
         raise ValueError(f"--size must be at least 1, got {size}")
     own = [name for name in names if name not in known]
     found = pick(suite, own) if own or not published else ()
-    return found if data is None else found + published_cases(published, data, size)
+    if size is not None:
+        found = tuple(resized(case, size) for case in found)
+    return found if data is None else found + published_cases(published, data, size or 100)
 
 
 def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...]:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvmmu.evals.tasks.base import TASKS, Task
 from kvmmu.registry import unknown_name
 
-__all__ = ["PERPLEXITY", "PUBLISHED", "SUITES", "TEXTS", "Case", "Suite", "floor", "pick"]
+__all__ = [
+    "PERPLEXITY",
+    "PUBLISHED",
+    "SUITES",
+    "TEXTS",
+    "Case",
+    "Suite",
+    "floor",
+    "pick",
+    "resized",
+]
 
 PERPLEXITY = "perplexity"
 PUBLISHED = "published"
@@ -177,3 +187,8 @@ def pick(suite: Suite, tasks: Sequence[str]) -> tuple[Case, ...]:
             raise ValueError(unknown_name("task of the suite", name, known))
         chosen += [case for case in found if case not in chosen]
     return tuple(chosen)
+
+
+def resized(case: Case, size: int) -> Case:
+    """Ask for another number of answers; the tokens of perplexity stay as they are."""
+    return case if case.task == PERPLEXITY else replace(case, size=size)

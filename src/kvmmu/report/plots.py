@@ -22,8 +22,9 @@ COLOURS = {
     "streaming_llm": "#d55e00",
     "snapkv": "#009e73",
     "keydiff": "#cc79a7",
+    "novelty": "#111111",
 }
-MARKERS = {"rce": "o", "streaming_llm": "s", "snapkv": "^", "keydiff": "v"}
+MARKERS = {"rce": "o", "streaming_llm": "s", "snapkv": "^", "keydiff": "v", "novelty": "*"}
 SPARE = ("#e69f00", "#56b4e9", "#000000")
 
 

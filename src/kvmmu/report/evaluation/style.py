@@ -49,7 +49,7 @@ OWN_MARKS = MARKERS | {
     "lacache": "h",
 }
 SPARE = ("#117733", "#aa4499", "#1f3a5f", "#cc3311", "#44aa99", "#5d3a9b")
-SPARE_MARKS = ("p", "*", "d", "8", "1", "+")
+SPARE_MARKS = ("p", "H", "d", "8", "1", "+")
 DASHES = ("-", "--", ":", "-.")
 
 

@@ -21,7 +21,7 @@ from kvmmu.report.evaluation.names import (
 from kvmmu.report.evaluation.results import FULL
 from kvmmu.report.evaluation.words import headline_words, method_notes, verdicts
 
-__all__ = ["Grid", "grids", "markdown", "terminal_tables"]
+__all__ = ["Grid", "grid_markdown", "grids", "markdown", "terminal_tables"]
 
 Row = dict[str, Any]
 
@@ -76,9 +76,9 @@ def _part_grid(made: Row, part: str, title: str) -> Grid:
     return _grid(f"{title} at {at(made['focus'])}, %", ["setting", *parts], body)
 
 
-def family_grid(made: Row) -> Grid:
-    """Lay out what each setting keeps of each task and mode at the focus."""
-    rows = [r for r in made["families"] if r["compression"] == made["focus"] and r["label"] != FULL]
+def family_grid(made: Row, compression: float) -> Grid:
+    """Lay out what each setting keeps of each task and mode at one compression."""
+    rows = [r for r in made["families"] if r["compression"] == compression and r["label"] != FULL]
     names = [name for name in _names(made) if find(rows, name=name)]
     families = sorted({(r["mode"], r["task"]): r for r in rows}.items())
     body: list[list[tuple[str, Any]]] = []
@@ -87,7 +87,7 @@ def family_grid(made: Row) -> Grid:
         full = (percent(first["full_score"]), first["full_score"])
         chance = (percent(first["chance"]), first["chance"])
         body.append([(family_name(first), None), full, chance, *map(_share, own)])
-    title = f"Accuracy kept at {at(made['focus'])} by task (mode), %"
+    title = f"Accuracy kept at {at(compression)} by task (mode), %"
     return _grid(title, ["task (mode)", "full score", "chance", *names], body)
 
 
@@ -169,8 +169,10 @@ def grids(made: Row) -> dict[str, Grid]:
         every |= {
             "modes": _part_grid(made, "by_mode", "Accuracy kept by mode"),
             "capabilities": _part_grid(made, "by_capability", "Accuracy kept by capability"),
-            "families": family_grid(made),
+            "families": family_grid(made, made["focus"]),
         }
+        rest = [c for c in made["compressions"] if c != made["focus"]]
+        every |= {f"families_{c:g}": family_grid(made, c) for c in rest}
     costs = [r for r in made["costs"] if r["label"] == FULL or r["compression"] == made["focus"]]
     if made["focus"] is not None:
         every["costs"] = cost_grid(costs, f"at {at(made['focus'])}")
@@ -188,11 +190,15 @@ def markdown(made: Row) -> str:
     for name, grid in grids(made).items():
         if name == "all_costs":
             continue
-        rows = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.rows]
-        lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
-        parts.append(f"**{grid.title}**\n\n" + "\n".join(lines))
+        parts.append(f"**{grid.title}**\n\n{grid_markdown(grid)}")
     parts.append("\n".join(f"- {note}" for note in method_notes(made)))
     return "\n\n".join(parts) + "\n"
+
+
+def grid_markdown(grid: Grid) -> str:
+    """Write one table in Markdown, without its title."""
+    rows = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.rows]
+    return "\n".join("| " + " | ".join(map(_escaped, row)) + " |" for row in rows)
 
 
 def _escaped(text: str) -> str:
