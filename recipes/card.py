@@ -109,9 +109,12 @@ def mix_words(recipe: Recipe) -> str:
 
     if recipe.broad_from is None:
         return words(SHARES["basic"])
-    return (
+    said = (
         f"{words(SHARES['basic'])} up to step {recipe.broad_from:,}, then {words(SHARES['broad'])}"
     )
+    if recipe.last_from is None:
+        return said
+    return f"{said}; from step {recipe.last_from:,}: {words(SHARES['last'])}"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from kvmmu.evals.tasks.niah_single import SingleNeedle
 from kvmmu.evals.tasks.passkey import Passkey
 from kvmmu.evals.tasks.variable_tracking import VariableTracking
 
-Breadth = Literal["basic", "broad"]
+Breadth = Literal["basic", "broad", "last"]
 Rng = np.random.Generator
 
 SHARES: dict[Breadth, dict[str, float]] = {
@@ -35,8 +35,13 @@ SHARES: dict[Breadth, dict[str, float]] = {
         "late": 0.22, "seen": 0.06, "hot": 0.12, "passkey": 0.03, "tracking": 0.15, "text": 0.21,
         "needle": 0.06, "mixed": 0.04, "qa1": 0.06, "frequent": 0.05,
     },
+    "last": {
+        "late": 0.20, "seen": 0.06, "hot": 0.10, "passkey": 0.12, "tracking": 0.15, "text": 0.25,
+        "needle": 0.07, "mixed": 0.05,
+    },
 }  # fmt: skip
-"""Shares of the sequences: "basic" until retrieval works, then "broad".
+"""Shares of the sequences: "basic" until retrieval works, then "broad", at the end "last": what
+was not learnt by then (qa1, frequent) makes room for passkeys and text.
 
 With every task of evals/tasks in the mix, 5 M parameters learnt none of the new ones in 5 M tokens
 and forgot the old: those left out here stay unmeasured on the shipped models.

@@ -52,10 +52,13 @@ class Recipe:
     epsilon: float = 3e-5
     decay_share: float = 0.3
     warmup_steps: int = 150
-    broad_from: int | None = None  # step from which the mix holds every task of evals/tasks
+    broad_from: int | None = None  # step from which the mix holds more tasks of evals/tasks
+    last_from: int | None = None  # step from which it leaves out what was not learnt
 
     def breadth(self, step: int) -> Breadth:
         """Name the mix of a step."""
+        if self.last_from is not None and step >= self.last_from:
+            return "last"
         return "broad" if self.broad_from is not None and step >= self.broad_from else "basic"
 
 
@@ -68,10 +71,11 @@ RECIPES = {
     "1m-mha": Recipe(model=ModelConfig(num_kv_heads=4)),
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
-        num_tokens=18_000_000,
+        num_tokens=20_500_000,
         matrix_rate=0.005,
         vector_rate=5e-4,
         broad_from=2_200,
+        last_from=7_300,
     ),
 }
 
