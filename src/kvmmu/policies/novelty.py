@@ -9,9 +9,8 @@ Parameters:
     grace = 1               age in tokens from which on attention counts; 1 leaves out a token's own
     pool = 2                neighbours to each side, by position, whose maximum a token shares
 Differs from the paper: the anchor is a sum that never forgets the evicted, and the pooled attention
-of SnapKV (Li et al., arXiv:2404.14469) is added as a running maximum. This is the score S2 of
-docs/results.md, where weight was 0.35, decay 0.97 and grace 8, and the maximum was pooled before
-it was kept; here it is kept, and pooled where slots are ranked.
+of SnapKV (Li et al., arXiv:2404.14469) is added as a running maximum, pooled where slots are ranked.
+docs/score-study.md tells what each part brings.
 Cost: software sorts the slots by position to pool them, O(C log C) a step; hardware would keep in
 each slot links to the slots of its neighbours.
 """
