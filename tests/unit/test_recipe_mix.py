@@ -49,7 +49,8 @@ def made(mix: Any, tokenizer: Tokenizer) -> Any:
 
 
 def kinds(module: Any) -> list[str]:
-    return [kind for kind in module.SHARES["broad"] if kind != "text"]
+    every = {kind: None for shares in module.SHARES.values() for kind in shares}
+    return [kind for kind in every if kind != "text"]
 
 
 def samples(made: Any, kind: str, *, num_tokens: int = 512, num: int = 12) -> Iterator[Any]:

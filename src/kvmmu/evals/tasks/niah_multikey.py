@@ -1,6 +1,6 @@
 """Multi-key retrieval (RULER's niah_multikey, Hsieh et al., COLM 2024, in a short form).
 
-    record             " KEY 123."          KEY is one word, 123 any three digits
+    record             " KEY 123."          KEY is one word, 123 any three digits (num_digits)
     question, answer   " ? KEY" -> " 123"
 A text of T tokens holds T / 64 records; all but the one asked for are distractors.
 """
@@ -28,6 +28,7 @@ class MultiKey(Task):
     num_records: int | None = None
     num_queries: int = 4
     is_first: bool = False
+    num_digits: int = 3
 
     def draw(
         self, source: Source, *, num_tokens: int, mode: Mode, rng: np.random.Generator
@@ -36,7 +37,7 @@ class MultiKey(Task):
         self.check_mode(mode)
         num = self.num_records or max(2, num_tokens // 64)
         keys = draw_keys(source, num, rng)
-        values = [digits(rng) for _ in keys]
+        values = [digits(rng, self.num_digits) for _ in keys]
         encode = source.encode
         queries = [
             Query(tuple(encode(f" ? {keys[i]}")), tuple(encode(f" {values[i]}")), key=keys[i])
