@@ -210,9 +210,19 @@ def tasks_page() -> str:
         | `online` | the questions stand in the text, or are asked while the model writes |
 
         `late` and `shared` are SCBench's two ways of using a context again (several turns, several
-        requests). A task enters a table only where the full cache scores at least 0.8, or chance
-        + 0.5 if that is less; elsewhere it is listed as not measurable with that model.
-        *Kept* = (policy - chance) / (full cache - chance).
+        requests). A task enters a table only where the full cache scores at least 0.8 (chance +
+        0.5, if that is less, where chance is 0.15 or more); elsewhere it is listed as not
+        measurable with that model.
+        *Kept* = (policy - chance) / (full cache - chance), where chance is what one scores who
+        knows the form of the answer and copies something of that form from the text at random: a
+        wrong record's digits, another place, any words of the list.
+
+        Keys are words that the shipped models were not trained on as keys (held out), except
+        where the answer holds keys (`niah_multiquery`, `variable_tracking`, `recite` and the word
+        counts): there they are training keys, since those models write held-out keys badly under
+        any cache. `shared` covers retrieval and variable tracking, in which all requests have one
+        layout; its N counts every request of a context, so one request alone sees a cache that
+        is slightly larger than N over the compression.
         """
     rows = ["| task | asks for | capability | modes | chance at 1,024 |", "|---" * 5 + "|"]
     sections = []
@@ -228,13 +238,13 @@ def tasks_page() -> str:
         )
         doc = textwrap.dedent(sys.modules[made.__module__].__doc__ or "").strip()
         head, _, body = doc.partition("\n")
+        parts = [f"## {name}", str(made.__doc__), head]
+        if body.strip():
+            parts.append(f"```\n{body.strip(chr(10))}\n```")
         settings = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(task))
-        sections.append(
-            f"## {name}\n\n{made.__doc__}\n\n{head}\n\n```\n{body.strip(chr(10))}\n```\n\n"
-            f"Parameters: `{settings}`."
-            if body.strip()
-            else f"## {name}\n\n{made.__doc__}\n\n{head}\n\nParameters: `{settings}`."
-        )
+        if settings:
+            parts.append(f"Parameters: `{settings}`.")
+        sections.append("\n\n".join(parts))
     return _page(intro, "\n".join(rows), *sections)
 
 

@@ -34,7 +34,7 @@ TEXTS = ("frankenstein", "wikitext2_test")
 
 _LEAST = 0.8
 _ABOVE_CHANCE = 0.5
-_HAS_CHANCE = 0.05
+_HAS_CHANCE = 0.15
 
 
 def floor(chance: float) -> float:

@@ -38,6 +38,7 @@ __all__ = [
     "digits",
     "draw_keys",
     "keys_of",
+    "one_of",
     "scatter",
 ]
 
@@ -124,7 +125,11 @@ class Task(ABC):
         """
 
     def chance(self, num_tokens: int) -> float:
-        """Return the expected score of a guess."""
+        """Return the expected score of one who copies without finding.
+
+        Such a reader knows the form of the answer and gives something of that form from the text,
+        at random: 0 where the text holds nothing else of that form.
+        """
         return 0.0
 
     def score(self, query: Query, written: Sequence[int]) -> float:
@@ -169,6 +174,11 @@ def draw_keys(
             "ask for fewer records"
         )
     return [keys[i] for i in rng.choice(len(keys), size=num, replace=False)]
+
+
+def one_of(num: int) -> float:
+    """Return the chance of picking the right one of num; 0 where there is no other to pick."""
+    return 1 / num if num > 1 else 0.0
 
 
 def digits(rng: np.random.Generator, num_digits: int = 3) -> str:

@@ -1,6 +1,6 @@
 """Common words (RULER's cwe): which words stand in a long list most often?
 
-    context            " LIST: w1 w2 w3 ..."     num_common words num_often times, others num_rare
+    context            " List: w1 w2 w3 ..."     num_common words num_often times, others num_rare
     question, answer   " Most common:" -> " a b c"    in any order; the share found is the score
 RULER asks for ten words that come thirty times; the defaults ask for three.
 """

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["Hold"]
 
@@ -49,3 +59,7 @@ class Hold(Task):
         return compose(
             source, pieces, queries, num_tokens=num_tokens, mode="late", rng=rng, names=keys
         )
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of any record."""
+        return one_of(self.num_records)

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["HotSet"]
 
@@ -30,7 +40,7 @@ class HotSet(Task):
     ) -> Instance:
         """Draw a record in 48 tokens, in the first third, and a question in 32."""
         self.check_mode(mode)
-        num = self.num_records or max(2, num_tokens // 48)
+        num = self._num_records(num_tokens)
         num_queries = self.num_queries or max(2, num_tokens // 32)
         keys = draw_keys(source, num, rng)
         values = [digits(rng) for _ in keys]
@@ -46,3 +56,10 @@ class HotSet(Task):
         return compose(
             source, pieces, queries, num_tokens=num_tokens, mode=mode, rng=rng, names=keys
         )
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of any record."""
+        return one_of(self._num_records(num_tokens))
+
+    def _num_records(self, num_tokens: int) -> int:
+        return self.num_records or max(2, num_tokens // 48)

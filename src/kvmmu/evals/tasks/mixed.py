@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kvmmu.evals.keys import key_words
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Ids, Instance, Mode, Query, Task, compose
+from kvmmu.evals.tasks.base import TASKS, Ids, Instance, Mode, Query, Task, compose, one_of
 from kvmmu.evals.tasks.niah_multikey import MultiKey
 from kvmmu.evals.tasks.niah_single import SingleNeedle
 from kvmmu.evals.tasks.passkey import Passkey
@@ -30,7 +31,7 @@ class Mixed(Task):
         """Draw the three tasks' records and questions and shuffle both."""
         self.check_mode(mode)
         half = len(source.keys) // 2
-        num = min(max(2, num_tokens // 64), max(2, half))
+        num = _num_records(num_tokens, half)
         parts = (
             (MultiKey(num, num_queries=2), replace(source, keys=source.keys[:half])),
             (SingleNeedle(num_needles=2, num_queries=2), replace(source, keys=source.keys[half:])),
@@ -50,3 +51,12 @@ class Mixed(Task):
             source, [pieces[i] for i in order], [queries[i] for i in rng.permutation(len(queries))],
             num_tokens=num_tokens, mode=mode, rng=rng, names=[names[i] for i in order],
         )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of any record of the kind asked for (held-out keys)."""
+        num = _num_records(num_tokens, len(key_words("held_out")) // 2)
+        return (2 * one_of(num) + 2 * one_of(2) + one_of(1)) / 5
+
+
+def _num_records(num_tokens: int, num_keys: int) -> int:
+    return min(max(2, num_tokens // 64), max(2, num_keys))

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["MultiKey"]
 
@@ -35,7 +45,7 @@ class MultiKey(Task):
     ) -> Instance:
         """Draw records and ask for some of them, each once."""
         self.check_mode(mode)
-        num = self.num_records or max(2, num_tokens // 64)
+        num = self._num_records(num_tokens)
         keys = draw_keys(source, num, rng)
         values = [digits(rng, self.num_digits) for _ in keys]
         encode = source.encode
@@ -48,3 +58,10 @@ class MultiKey(Task):
             source, pieces, queries, num_tokens=num_tokens, mode=mode, rng=rng, names=keys,
             is_first=self.is_first,
         )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of any record."""
+        return one_of(self._num_records(num_tokens))
+
+    def _num_records(self, num_tokens: int) -> int:
+        return self.num_records or max(2, num_tokens // 64)

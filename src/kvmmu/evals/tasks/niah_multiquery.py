@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["MultiQuery"]
 
@@ -34,7 +44,7 @@ class MultiQuery(Task):
     ) -> Instance:
         """Draw records and ask for num_asked of them in each question."""
         self.check_mode(mode)
-        num = self.num_records or max(self.num_asked, num_tokens // 64)
+        num = self._num_records(num_tokens)
         keys = draw_keys(source, num, rng, is_written=True)
         pairs = [f" {key} {digits(rng)}" for key in keys]
         encode = source.encode
@@ -55,3 +65,10 @@ class MultiQuery(Task):
         return compose(
             source, pieces, queries, num_tokens=num_tokens, mode=mode, rng=rng, names=keys
         )
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of any record behind each key of the question."""
+        return one_of(self._num_records(num_tokens))
+
+    def _num_records(self, num_tokens: int) -> int:
+        return self.num_records or max(self.num_asked, num_tokens // 64)

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["MultiValue"]
 
@@ -33,7 +43,7 @@ class MultiValue(Task):
     ) -> Instance:
         """Draw keys with num_values values each, in any order in the text."""
         self.check_mode(mode)
-        num = self.num_keys or max(2, num_tokens // (64 * self.num_values))
+        num = self._num_keys(num_tokens)
         keys = draw_keys(source, num, rng)
         owners = rng.permutation(np.repeat(np.arange(num), self.num_values)).tolist()
         values = [digits(rng) for _ in owners]
@@ -50,3 +60,10 @@ class MultiValue(Task):
             source, pieces, queries, num_tokens=num_tokens, mode=mode, rng=rng, names=names,
             keys=keys,
         )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the digits of as many records as a key has."""
+        return one_of(self._num_keys(num_tokens))
+
+    def _num_keys(self, num_tokens: int) -> int:
+        return self.num_keys or max(2, num_tokens // (64 * self.num_values))

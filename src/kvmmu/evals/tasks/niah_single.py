@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["SingleNeedle"]
 
@@ -62,3 +72,7 @@ class SingleNeedle(Task):
             source, [pieces[i] for i in order], queries, num_tokens=num_tokens, mode=mode,
             rng=rng, names=[keys[i] for i in order], depth=self.depth, is_first=self.is_first,
         )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the number of any needle."""
+        return one_of(self.num_needles)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys
+from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, draw_keys, one_of
 
 __all__ = ["Recite"]
 
@@ -36,9 +36,7 @@ class Recite(Task):
     ) -> Instance:
         """Draw a list; `share` of the tokens are for the model to write."""
         self.check_mode(mode)
-        words = draw_keys(
-            source, min(self.num_words, max(4, num_tokens // 16)), rng, is_written=True
-        )
+        words = draw_keys(source, self._num_words(num_tokens), rng, is_written=True)
         encode = source.encode
         ids = [tuple(encode(f" {word}")) for word in words]
         listed = tuple(token for word in ids for token in word)
@@ -47,6 +45,13 @@ class Recite(Task):
         prompt = (*encode(" List:"), *listed, *encode(" Again:"))
         query = Query(prompt, written, tuple(ids), is_free=True, key=words[0])
         return compose(source, [], [query], num_tokens=num_tokens, mode="late", rng=rng, keys=words)
+
+    def chance(self, num_tokens: int) -> float:
+        """Write words of the list in any order (words of one token)."""
+        return one_of(self._num_words(num_tokens))
+
+    def _num_words(self, num_tokens: int) -> int:
+        return min(self.num_words, max(4, num_tokens // 16))
 
     def score(self, query: Query, written: Sequence[int]) -> float:
         """Return the share of tokens written that follow what stands before, in the list."""

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmmu.evals.source import Source
-from kvmmu.evals.tasks.base import TASKS, Instance, Mode, Query, Task, compose, digits, draw_keys
+from kvmmu.evals.tasks.base import (
+    TASKS,
+    Instance,
+    Mode,
+    Query,
+    Task,
+    compose,
+    digits,
+    draw_keys,
+    one_of,
+)
 
 __all__ = ["VariableTracking"]
 
@@ -33,8 +43,7 @@ class VariableTracking(Task):
     ) -> Instance:
         """Draw chains whose links stand in any order in the text."""
         self.check_mode(mode)
-        length = self.num_hops + 1
-        num = self.num_chains or max(1, num_tokens // 64 // length)
+        length, num = self.num_hops + 1, self._num_chains(num_tokens)
         names = draw_keys(source, num * length, rng, is_written=True)
         chains = [names[i * length : (i + 1) * length] for i in range(num)]
         values = [digits(rng) for _ in chains]
@@ -54,3 +63,10 @@ class VariableTracking(Task):
             source, [pieces[i] for i in order], queries, num_tokens=num_tokens, mode=mode,
             rng=rng, names=[names[i] for i in order],
         )  # fmt: skip
+
+    def chance(self, num_tokens: int) -> float:
+        """Copy the end of any chain."""
+        return one_of(self._num_chains(num_tokens))
+
+    def _num_chains(self, num_tokens: int) -> int:
+        return self.num_chains or max(1, num_tokens // 64 // (self.num_hops + 1))
