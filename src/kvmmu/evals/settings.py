@@ -10,12 +10,32 @@ from typing import Any, Literal
 import torch
 
 from kvmmu.codecs.base import CODECS, Codec
+from kvmmu.evals.policy_text import write_policy
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
 from kvmmu.hf.options import Granularity
 from kvmmu.policies.base import POLICIES, Policy
 
-__all__ = ["Setting", "kv_nbytes"]
+__all__ = ["Setting", "call_size", "chunk_size", "count_slots", "kv_nbytes"]
+
+
+def count_slots(num_tokens: int, compression: float) -> int:
+    """C for rows of num_tokens tokens."""
+    return math.ceil(num_tokens / compression)
+
+
+def chunk_size(policy: str | Policy | None, slots: int) -> int:
+    """T: small, so that little is seen that the cache would not have kept. None is a full cache."""
+    most = None if policy is None else POLICIES.make(policy).max_queries
+    size = max(16, slots // 4)
+    return size if most is None else min(size, most)
+
+
+def call_size(policy: str | Policy | None, slots: int, num_tokens: int) -> int:
+    """Tokens of a context that one call takes: T, or all for a selector, which wants them."""
+    if policy is not None and POLICIES.make(policy).kind == "selector":
+        return num_tokens
+    return chunk_size(policy, slots)
 
 
 @dataclass(frozen=True)
@@ -50,38 +70,53 @@ class Setting:
     @property
     def policy_label(self) -> str:
         """Name the policy as the command line writes it, with what differs from its defaults."""
-        policy = POLICIES.make(self.policy)
-        usual = type(policy)().params()
-        own = {k: v for k, v in policy.params().items() if v != usual[k]}
-        text = ",".join(f"{k}={v}" for k, v in own.items())
-        return f"{policy.name}:{text}" if text else policy.name
+        return write_policy(POLICIES.make(self.policy))
 
     def num_slots(self, num_tokens: int) -> int:
         """C for rows of num_tokens tokens."""
-        return math.ceil(num_tokens / self.compression)
+        return count_slots(num_tokens, self.compression)
 
     def chunk_size(self, num_tokens: int) -> int:
-        """T: small, so that little is seen that the cache would not have kept."""
-        return max(16, self.num_slots(num_tokens) // 4)
+        """T for rows of num_tokens tokens."""
+        return chunk_size(self._evicting, self.num_slots(num_tokens))
 
     def call_size(self, num_tokens: int) -> int:
-        """Tokens of a context that one call takes: T, or all for a selector, which wants them."""
-        if self.kind == "slots" and POLICIES.make(self.policy).kind == "selector":
-            return num_tokens
-        return self.chunk_size(num_tokens)
+        """Tokens of a context that one call takes, for rows of num_tokens tokens."""
+        return call_size(self._evicting, self.num_slots(num_tokens), num_tokens)
+
+    @property
+    def _evicting(self) -> str | Policy | None:
+        """The policy, None for a full cache."""
+        return self.policy if self.kind == "slots" else None
+
+    def check(self, num_tokens: int) -> None:
+        """Raise ValueError where rows of num_tokens tokens leave too few slots."""
+        if self.kind != "slots":
+            return
+        slots = self.num_slots(num_tokens)
+        try:
+            options = SlotCache(slots, **self._parts(num_tokens)).options
+            options.policy.bind(num_slots=slots, num_sinks=options.num_sinks, window=options.window)
+        except ValueError as error:
+            raise ValueError(
+                f"compression {self.compression:g} of {num_tokens} tokens makes {slots} slots: "
+                f"{error}; or lower compression"
+            ) from error
+
+    def _parts(self, num_tokens: int) -> dict[str, Any]:
+        """The options of a SlotCache for rows of num_tokens tokens."""
+        return {
+            "policy": self.policy,
+            "granularity": self.granularity,
+            "codec": self.codec,
+            "chunk_size": self.chunk_size(num_tokens),
+        }
 
     def make(self, model: Any, *, batch_size: int, num_tokens: int) -> Any:
         """Make the cache for rows of num_tokens tokens."""
         if self.kind == "slots":
-            return SlotCache.for_model(
-                model,
-                self.num_slots(num_tokens),
-                batch_size=batch_size,
-                policy=self.policy,
-                granularity=self.granularity,
-                codec=self.codec,
-                chunk_size=self.chunk_size(num_tokens),
-            )
+            slots, parts = self.num_slots(num_tokens), self._parts(num_tokens)
+            return SlotCache.for_model(model, slots, batch_size=batch_size, **parts)
         return _full_cache(model, self.kind, num_tokens)
 
     def enabled(self, model: Any) -> AbstractContextManager[Any]:

@@ -60,6 +60,8 @@ class SnapKV(Policy):
             raise ValueError(
                 f"then must not forget queries in blocks, got {self.step!r}; use its decay instead"
             )
+        if self.step == type(self.step)():  # H2O() and "h2o" are one policy
+            object.__setattr__(self, "then", self.step.name)
 
     @property
     def step(self) -> Policy:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from kvmmu.errors import KVMMUError
 from kvmmu.evals.policy_text import parse_policy
+from kvmmu.evals.settings import call_size, chunk_size, count_slots
 from kvmmu.hf.cache import SlotCache
 from kvmmu.policies.base import POLICIES, Policy
 from kvmmu.registry import unknown_name
@@ -74,32 +74,28 @@ class CacheArguments:
         if self.num_slots is not None:
             return self.num_slots
         assert self.compression is not None
-        return math.ceil(num_tokens / self.compression)
+        return count_slots(num_tokens, self.compression)
 
     def chunk_size(self, num_tokens: int) -> int:
-        """T: small, so that little is seen that the cache would not have kept."""
-        size = max(16, self.slots(num_tokens) // 4)
-        most = POLICIES.make(self.policy or "rce").max_queries
-        return size if most is None else min(size, most)
+        """T for a request of num_tokens tokens."""
+        return chunk_size(self.policy or "rce", self.slots(num_tokens))
 
     def call_size(self, num_tokens: int) -> int:
-        """Tokens of a context that one call takes: T, or all for a selector, which wants them."""
-        if POLICIES.make(self.policy or "rce").kind == "selector":
-            return num_tokens
-        return self.chunk_size(num_tokens)
+        """Tokens of a request that one call takes."""
+        return call_size(self.policy or "rce", self.slots(num_tokens), num_tokens)
 
     def make(self, model: Any, num_tokens: int) -> SlotCache:
         """Make the cache of one request. Raises ValueError where so few slots cannot be."""
-        num_slots = self.slots(num_tokens)
+        slots = self.slots(num_tokens)
         options = self.parts | {"chunk_size": self.chunk_size(num_tokens)}
         try:
-            return SlotCache.for_model(model, num_slots, batch_size=1, **options)
+            return SlotCache.for_model(model, slots, batch_size=1, **options)
         except ValueError as error:
             if self.compression is None:
                 raise
             raise ValueError(
                 f"compression {self.compression:g} of a request of {num_tokens} tokens makes "
-                f"{num_slots} slots: {error}; or give num_slots"
+                f"{slots} slots: {error}; or give num_slots"
             ) from error
 
     def describe(self) -> dict[str, Any]:
