@@ -5,8 +5,9 @@
     pages      one cell: rows [[loss sum in nats, tokens], ...]
     survivors  share of the tokens of an age still held at the end of the pages
     speed      tokens/s and their ratio to StaticCache, measured in turns
-    skipped    a case that the full cache does not solve: not measurable with this model
-Every line but the first has a `key`; a key stands once.
+    skipped    a case that was not measured, and why: one that the full cache does not solve
+Every line but the first has a `key`; a key stands once. `size` is the number of answers (of
+tokens, in perplexity) that a case was asked for. The file is read and written under its lock.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["ResultsFile"]
 
@@ -31,26 +32,28 @@ class ResultsFile:
     """Append to DIR/results.jsonl; `done` holds the lines there are, by key."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """Open or begin the file. Raises ValueError if it is of another run or not ours."""
+        """Open or begin the file.
+
+        Raises ValueError if it is of another run, not ours, or in use by another process.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / NAME
         self.done: dict[str, dict[str, Any]] = {}
-        lines, num_bytes = self._read()
-        if lines:
-            self._check(lines[0], about)
-        if self.path.exists():
-            os.truncate(self.path, num_bytes)  # what a kill left of the last line
-        if not lines:
-            self.append([{"kind": "about"} | about])
-        self.done = {line["key"]: line for line in lines if "key" in line}
+        self._about = {"kind": "about"} | about
+        self._file: BinaryIO | None = None
+        with self.locked():
+            pass
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing; a process that dies gives the lock back.
+        """Keep other processes out and read what they wrote; a process that dies lets go.
 
-        Raises ValueError if another holds it.
+        Raises ValueError as the file is opened.
         """
-        with self.path.open("rb") as file:
+        if self._file is not None:
+            yield
+            return
+        with self.path.open("a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -58,20 +61,37 @@ class ResultsFile:
                     f"{self.path} must not be in use by another run, got one that is writing to "
                     "it; wait for it to end or choose another --output"
                 ) from error
-            yield
+            self._file = file
+            try:
+                self._load(file)
+                yield
+            finally:
+                self._file = None
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write the lines of one cell in one go and wait until they are on the disk.
 
         A line whose key stands in the file already is left out.
         """
-        lines = [line for line in lines if line.get("key") not in self.done]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        with self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.done |= {line["key"]: line for line in lines if "key" in line}
+        with self.locked():
+            assert self._file is not None
+            lines = [line for line in lines if line.get("key") not in self.done]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            self._file.write(text.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.done |= {line["key"]: line for line in lines if "key" in line}
+
+    def _load(self, file: BinaryIO) -> None:
+        """Read the lines that there are; cut off what a kill left of the last one."""
+        file.seek(0)
+        lines, num_bytes = self._read(file.read())
+        if lines:
+            self._check(lines[0], self._about)
+        file.truncate(num_bytes)
+        self.done = {line["key"]: line for line in lines if "key" in line}
+        if not lines:
+            self.append([self._about])
 
     def _check(self, first: dict[str, Any], about: dict[str, Any]) -> None:
         """Raise ValueError unless the file's first line says what this run would say."""
@@ -87,11 +107,8 @@ class ResultsFile:
                     f"{about.get(name)!r}; choose another --output"
                 )
 
-    def _read(self) -> tuple[list[dict[str, Any]], int]:
+    def _read(self, data: bytes) -> tuple[list[dict[str, Any]], int]:
         """Read all whole lines and count their bytes. Raises ValueError if they are not ours."""
-        if not self.path.exists():
-            return [], 0
-        data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if not whole and not (data.startswith(_HEAD) or _HEAD.startswith(data)):
             raise ValueError(
