@@ -119,10 +119,10 @@ def test_a_continuation_that_adds_nothing_is_refused(lm):
 
 
 def test_rows_are_averaged_by_task():
-    row = Row("a", "t", "m", 1.0, "", None, 1, 1, 0, 1, 1)
-    word = Row("b", "w", "last_word", 0.0, "", -2.0, 1, 1, 0, 1, 1)
-    none = Row("c", "h", "pass_at_1", None, "x", None, 1, 1, 0, 1, 1)
-    table = summarise([row, row, Row("d", "t", "m", 0.0, "", None, 1, 1, 0, 1, 1), word, none])
+    row = Row("a", "t", "m", 1.0, "", None, 1, 1, 0, 1, 1, 2)
+    word = Row("b", "w", "last_word", 0.0, "", -2.0, 1, 1, 0, 1, 1, 2)
+    none = Row("c", "h", "pass_at_1", None, "x", None, 1, 1, 0, 1, 1, 2)
+    table = summarise([row, row, Row("d", "t", "m", 0.0, "", None, 1, 1, 0, 1, 1, 2), word, none])
     assert table["t"] == {
         "metric": "m",
         "num_documents": 3,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from kvmmu.evals.answers import Tick, feed, judge
 from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case
+from kvmmu.evals.documents import longest_text
 from kvmmu.evals.published import run_published
 from kvmmu.evals.settings import Setting, kv_nbytes
 from kvmmu.evals.source import Source
@@ -83,45 +84,60 @@ def run_cell(
 ) -> list[dict[str, Any]]:
     """Measure one cell, batch_size contexts at a time. Returns JSON rows (see results.py)."""
     began = time.perf_counter()
-    case, setting, model = cell.case, cell.setting, lm.model
+    case = cell.case
     if case.mode == PUBLISHED:
         about = {"kind": "answers", "key": cell.key, "task": case.task, "text": None}
-        about |= describe_setting(setting) | {"chance": 0.0, "seed": cell.seed}
-        return [about | run_published(case, setting, lm)]
+        about |= describe_setting(cell.setting) | {"chance": 0.0, "seed": cell.seed}
+        return [about | run_published(case, cell.setting, lm)]
     try:
         stream = make_stream(case, sources, cell.seed)
     except ValueError as error:
-        return [skipped(case, f"cannot be drawn: {error}")]
-    N = stream.num_tokens
-    num_rows = stream.ids.shape[0]
-    rows: list[list[float]] = []
-    ages: list[torch.Tensor] = []
-    kv_bytes = 0
-    for first in range(0, num_rows, batch_size):
-        part = stream.rows(first, min(num_rows, first + batch_size))
-        B = part.ids.shape[0]
-        cache = setting.make(model, batch_size=B, num_tokens=N)
-        with setting.enabled(model):
-            guesses, losses = feed(model, cache, part, chunk=setting.call_size(N), tick=tick)
-        kv_bytes = kv_nbytes(cache) // B
-        made = judge(part, guesses, losses, setting.num_slots(N), kv_bytes)
-        if case.task == PERPLEXITY:
-            rows += [list(pair) for pair in zip(made.losses, made.counts, strict=True)]
-            if isinstance(cache, SlotCache):
-                ages.append(_kept_by_age(cache, N - 1))
-        else:
-            sums = [[0.0, 0] for _ in range(B)]
-            for answer, points in zip(part.answers, made.scores, strict=True):
-                sums[answer.row][0] += points
-                sums[answer.row][1] += 1
-            rows += sums
-    line = _describe(cell, kv_bytes) | {
+        key = f"{case.key}|skipped|{cell.seed}"
+        return [skipped(case, f"cannot be drawn: {error}", key=key, seed=cell.seed)]
+    most, longest = longest_text(lm), stream.num_joined
+    if most is not None and longest > most:
+        limit = f"at most {most} tokens (the model's trained positions and one)"
+        return [skipped(case, f"text and questions must be {limit}, got {longest}")]
+    made = _Made()
+    for first in range(0, stream.ids.shape[0], batch_size):
+        _answer(cell, lm, stream.rows(first, first + batch_size), made, tick)
+    line = _describe(cell, made.kv_bytes) | {
         "kind": "pages" if case.task == PERPLEXITY else "answers",
-        "rows": [[round(total, 6), count] for total, count in rows],
+        "rows": [[round(total, 6), count] for total, count in made.rows],
         "seconds": round(time.perf_counter() - began, 2),
     }
     # the cell's own line last: where it stands, all of the cell does
-    return ([_survivors(cell, ages, N)] if ages else []) + [line]
+    return ([_survivors(cell, made.ages, stream.num_tokens)] if made.ages else []) + [line]
+
+
+@dataclass
+class _Made:
+    """What a cell's contexts have come to so far."""
+
+    rows: list[list[float]] = field(default_factory=list)
+    ages: list[torch.Tensor] = field(default_factory=list)
+    kv_bytes: int = 0
+
+
+def _answer(cell: Cell, lm: LM, part: Stream, made: _Made, tick: Tick | None) -> None:
+    """Answer some contexts of a cell at once."""
+    setting, N = cell.setting, part.num_tokens
+    B = part.ids.shape[0]
+    cache = setting.make(lm.model, batch_size=B, num_tokens=N)
+    with setting.enabled(lm.model):
+        guesses, losses = feed(lm.model, cache, part, chunk=setting.call_size(N), tick=tick)
+    made.kv_bytes = kv_nbytes(cache) // B
+    score = judge(part, guesses, losses, setting.num_slots(N), made.kv_bytes)
+    if cell.case.task == PERPLEXITY:
+        made.rows += [list(pair) for pair in zip(score.losses, score.counts, strict=True)]
+        if isinstance(cache, SlotCache):
+            made.ages.append(_kept_by_age(cache, N - 1))
+        return
+    sums = [[0.0, 0] for _ in range(B)]
+    for answer, points in zip(part.answers, score.scores, strict=True):
+        sums[answer.row][0] += points
+        sums[answer.row][1] += 1
+    made.rows += sums
 
 
 def skipped(case: Case, reason: str, **more: Any) -> dict[str, Any]:
@@ -132,6 +148,7 @@ def skipped(case: Case, reason: str, **more: Any) -> dict[str, Any]:
         "task": case.task,
         "mode": case.mode,
         "num_tokens": case.num_tokens,
+        "size": case.size,
         "params": dict(case.params),
         "reason": reason,
         "full_score": None,
@@ -165,6 +182,7 @@ def _describe(cell: Cell, kv_bytes: int) -> dict[str, Any]:
         "mode": case.mode,
         "capability": "language modelling" if task is None else task.capability,
         "num_tokens": N,
+        "size": case.size,
         "params": dict(case.params),
         "text": case.text,
         "num_slots": C,
@@ -197,6 +215,7 @@ def _survivors(cell: Cell, ages: list[torch.Tensor], num_tokens: int) -> dict[st
         "kind": "survivors",
         "key": f"{cell.key}|survivors",
         "num_tokens": num_tokens,
+        "size": cell.case.size,
         "text": cell.case.text,
         "edges": _edges(num_tokens).int().tolist(),
         "kept": [round(share, 4) for share in kept.tolist()],

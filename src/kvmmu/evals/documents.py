@@ -12,7 +12,7 @@ from kvmmu.evals.loaders.base import Document
 from kvmmu.evals.settings import Setting, kv_nbytes
 from kvmmu.hf.lm import LM
 
-__all__ = ["Row", "run_documents", "summarise"]
+__all__ = ["Row", "longest_text", "run_documents", "summarise"]
 
 Judge = Callable[[Document, str], float | None]
 """A loader's `score`."""
@@ -24,6 +24,7 @@ class Row:
 
     score is in [0, 1], None where the loader cannot judge; log_likelihood (nats) is that of a
     document's own continuation, None where text was written. num_cut prompt tokens were left out.
+    num_tokens is what the cache was made for: the prompt and all that might have been written.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Row:
     num_cut: int
     num_slots: int
     kv_bytes: int
+    num_tokens: int
 
 
 def run_documents(
@@ -55,7 +57,7 @@ def run_documents(
     A prompt with which the text would pass max_tokens (default: the trained length and one) is
     cut in its middle. tick is told after each document. Raises ValueError.
     """
-    limit = max_tokens if max_tokens is not None else _trained(lm)
+    limit = max_tokens if max_tokens is not None else longest_text(lm)
     for document in documents:
         prompt, tokens = _encode(lm, document)
         num_new = len(tokens) or document.max_new_tokens
@@ -82,6 +84,7 @@ def run_documents(
             num_cut=len(prompt) - len(kept),
             num_slots=setting.num_slots(num_tokens),
             kv_bytes=kv_nbytes(cache),
+            num_tokens=num_tokens,
         )
         if tick:
             tick(1)
@@ -149,8 +152,11 @@ def _write(
     return text[: min(places, default=len(text))], len(ids)
 
 
-def _trained(lm: LM) -> int | None:
-    """Count the tokens of the longest text: the last one is never fed."""
+def longest_text(lm: LM) -> int | None:
+    """Count the tokens of the longest text that the model was trained for, None without a limit.
+
+    It is one more than the trained positions: the last token is never fed.
+    """
     config: Any = lm.model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None)
     return limit + 1 if limit else None

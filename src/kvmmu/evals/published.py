@@ -39,16 +39,18 @@ def _documents(loader: Loader, case: Case) -> Iterable[Document]:
 def run_published(case: Case, setting: Setting, lm: LM) -> dict[str, Any]:
     """Run a case's documents one by one. Returns what a line of results adds to the setting.
 
-    `samples` are texts that another tool must judge, as [id, text].
+    `samples` are texts that another tool must judge, as [id, text]; num_tokens is the longest
+    text that a cache was made for, the same for every cache.
     """
     began = time.perf_counter()
     loader = LOADERS.get(case.task)(Path(case.params["folder"]))
     made = list(run_documents(lm, setting, _documents(loader, case), score=loader.score))
-    longest = max(row.num_prompt + row.num_new for row in made)
+    longest = max(row.num_tokens for row in made)
     return {
         "mode": PUBLISHED,
         "capability": "published benchmark",
         "num_tokens": longest,
+        "size": case.size,
         "params": {"data_set": case.params["data_set"]} if case.params["data_set"] else {},
         "num_slots": max(row.num_slots for row in made),
         "chunk_size": setting.call_size(longest),

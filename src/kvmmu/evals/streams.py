@@ -78,6 +78,12 @@ class Stream:
         """Count the tokens of a row, answers included."""
         return int(self.ids.shape[1])
 
+    @property
+    def num_joined(self) -> int:
+        """Count the tokens of the longest text that a model reads: a request is on its own."""
+        longest = max((stop - start for start, stop in self.segments), default=0)
+        return self.num_context + longest if self.segments else self.num_tokens
+
     def rows(self, first: int, stop: int) -> Stream:
         """Return rows [first, stop) as a stream of their own."""
         return replace(
