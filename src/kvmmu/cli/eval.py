@@ -20,6 +20,7 @@ from kvmmu.cli.report import print_summary
 if TYPE_CHECKING:
     from kvmmu.evals.cases import Case, Suite
     from kvmmu.evals.evaluate import Plan
+    from kvmmu.evals.settings import Setting
 
 __all__ = ["evaluate"]
 
@@ -162,6 +163,7 @@ def make_plan(
         for policy in made
         for ratio in ratios
     )
+    _check_slots(cases, settings)
     numbers = _numbers(seeds, "--seeds", int) or chosen.seeds
     if any(not 0 <= seed < 2**31 for seed in numbers):
         raise ValueError(f"--seeds must lie in [0, 2**31), got {seeds!r}")
@@ -200,6 +202,16 @@ def _cases(suite: Suite, names: list[str], data: Path | None, size: int | None) 
     if size is not None:
         found = tuple(resized(case, size) for case in found)
     return found if data is None else found + published_cases(published, data, size or 100)
+
+
+def _check_slots(cases: tuple[Case, ...], settings: tuple[Setting, ...]) -> None:
+    """Raise ValueError where a setting leaves too few slots to the shortest case.
+
+    Published documents are not among them: how long they are depends on the model.
+    """
+    lengths = [case.num_tokens for case in cases if case.num_tokens]
+    for setting in settings if lengths else ():
+        setting.check(min(lengths))
 
 
 def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...]:
