@@ -8,6 +8,7 @@ in the results file already is not run again.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import platform
@@ -26,11 +27,10 @@ import torch
 from kvmmu import __version__
 from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case, floor
 from kvmmu.evals.cell import Cell, cost, describe_setting, run_cell, skipped
-from kvmmu.evals.costs import step_times
 from kvmmu.evals.results import ResultsFile
 from kvmmu.evals.settings import Setting
 from kvmmu.evals.source import Source, shipped_text
-from kvmmu.evals.streams import pages
+from kvmmu.evals.speed import common_length, speed_key, speed_lines
 from kvmmu.hf.lm import LM
 
 __all__ = ["Evaluation", "Plan"]
@@ -63,12 +63,12 @@ class Evaluation:
         self.file = ResultsFile(folder, _about(self.lm, plan))
 
     def cells(self, settings: Iterable[Setting]) -> list[Cell]:
-        """List the cells of some settings, case by case."""
+        """List the cells of some settings, case by case; documents have no seed."""
         settings = tuple(settings)
         return [
             Cell(case, setting, seed)
             for case in self.plan.cases
-            for seed in self.plan.seeds
+            for seed in ((0,) if case.mode == PUBLISHED else self.plan.seeds)
             for setting in settings
         ]
 
@@ -79,18 +79,22 @@ class Evaluation:
         return sum(_weight(c) for c in cells if c.key not in self.file.done)
 
     def run(self, *, advance: Callable[[int], None], say: Callable[[str], None]) -> None:
-        """Measure what is not yet in the file."""
-        with self.file.locked(), _Workers(self.load, self.lm, self.plan) as workers:
-            self._run(workers, self.cells((FULL,)), advance, say)
-            solved = [case for case in self.plan.cases if self._is_solved(case)]
-            left = self.cells(self.plan.settings)
-            for cell in left:
-                if cell.case not in solved and cell.key not in self.file.done:
-                    advance(_weight(cell))
-            self._run(workers, [c for c in left if c.case in solved], advance, say)
-        if self.plan.has_speed and self.plan.settings:
-            say("decode speed")
-            self._speed()
+        """Measure what is not yet in the file. Raises ValueError if a policy has changed."""
+        with self.file.locked():
+            self._check_policies()
+            with _Workers(self.load, self.lm, self.plan) as workers:
+                self._run(workers, self.cells((FULL,)), advance, say)
+                solved = [case.key for case in self.plan.cases if self._is_solved(case)]
+                todo: list[Cell] = []
+                for cell in self.cells(self.plan.settings):
+                    if cell.case.key in solved and self._has_full(cell):
+                        todo.append(cell)
+                    elif cell.key not in self.file.done:
+                        advance(_weight(cell))
+                self._run(workers, todo, advance, say)
+            if self.plan.has_speed and self.plan.settings:
+                say("decode speed")
+                self._speed()
 
     def _run(
         self,
@@ -105,13 +109,16 @@ class Evaluation:
             advance(_weight(cell))
 
     def _is_solved(self, case: Case) -> bool:
-        """Tell whether the full cache passes the floor; note it in the file where it does not."""
+        """Tell whether the full cache passes the floor; note it in the file where it does not.
+
+        Rows of all seeds in the file are pooled, each time anew.
+        """
+        start = Cell(case, FULL, 0).key.removesuffix("0")
+        lines = [line for key, line in self.file.done.items() if key.startswith(start)]
+        if not lines:
+            return False  # it could not be asked, as its line says
         if case.task == PERPLEXITY or case.mode == PUBLISHED:
             return True
-        keys = [Cell(case, FULL, seed).key for seed in self.plan.seeds]
-        if not all(key in self.file.done for key in keys):
-            return False  # it could not be drawn, as its line says
-        lines = [self.file.done[key] for key in keys]
         rows = [row for line in lines for row in line["rows"]]
         share = sum(row[0] for row in rows) / sum(row[1] for row in rows)
         least = floor(lines[0]["chance"])
@@ -121,32 +128,33 @@ class Evaluation:
             self.file.append([skipped(case, reason, **about)])
         return bool(share >= least)
 
+    def _has_full(self, cell: Cell) -> bool:
+        """Tell whether the full cache was measured on the cell's texts."""
+        return Cell(cell.case, FULL, cell.seed).key in self.file.done
+
+    def _check_policies(self) -> None:
+        """Raise ValueError if a line was measured with other parameters than now."""
+        N = common_length(self.plan.cases, self.lm)
+        keys = [(cell.key, cell.setting) for cell in self.cells(self.plan.settings)]
+        for key, setting in keys + [(speed_key(s, N), s) for s in self.plan.settings]:
+            line = self.file.done.get(key, {})
+            now = json.loads(json.dumps(describe_setting(setting)["policy_params"]))
+            then = line.get("policy_params", now)
+            for name in sorted({*now, *then}):
+                if now.get(name) != then.get(name):
+                    raise ValueError(
+                        f"{self.file.path} holds results of {line['label']!r} with {name} "
+                        f"{then.get(name)!r}, got {now.get(name)!r}; choose another --output"
+                    )
+
     def _speed(self) -> None:
-        """Time decode steps of all settings in turns, at the plan's most common length."""
-        cases = [c for c in self.plan.cases if c.task != PERPLEXITY and c.mode != PUBLISHED]
-        lengths = [c.num_tokens for c in cases] or [1024]
-        N = max(sorted(set(lengths)), key=lengths.count)
-        batch = 8
-        keys = {f"speed|{s.label}|{s.granularity}|{N}": s for s in self.plan.settings}
-        if all(key in self.file.done for key in keys):
+        """Time decode steps of the settings at the plan's most common length."""
+        N = common_length(self.plan.cases, self.lm)
+        if all(speed_key(s, N) in self.file.done for s in self.plan.settings):
             return
         source = _sources(self.lm.tokenizer)[TEXTS[0]]
-        stream = pages(source, num_tokens=N, num_scored=64, num_rows=batch, seed=0)
-        settings = (FULL, *self.plan.settings)
         with _one_thread(self.lm.model):
-            times = step_times(self.lm.model, stream, settings, num_rounds=7, num_steps=6)
-        lines = []
-        for key, setting, own in zip(keys, self.plan.settings, times[1:], strict=True):
-            ratios = torch.tensor(times[0]) / torch.tensor(own)
-            low, mid, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-            rate = batch * 6 / torch.tensor(own).median().item()
-            lines.append(
-                describe_setting(setting)
-                | {"kind": "speed", "key": key, "num_tokens": N, "batch": batch}
-                | {"tokens_per_s": round(rate, 1), "ratio_to_static": round(mid, 3)}
-                | {"ratio_quartiles": [round(low, 3), round(high, 3)]}
-            )
-        self.file.append([line for line in lines if line["key"] not in self.file.done])
+            self.file.append(speed_lines(self.lm, source, FULL, self.plan.settings, N))
 
 
 def _weight(cell: Cell) -> int:
