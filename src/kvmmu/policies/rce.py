@@ -34,7 +34,8 @@ from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_
 __all__ = ["RCE"]
 
 _DECAY = 1 - 2**-6
-"""Of a maximum: the best of the powers tried, on all tasks together (docs/results.md)."""
+"""Of a maximum: among the powers of least perplexity; a shift and a subtraction in hardware
+(docs/score-study.md)."""
 _MAX_SHIFT = 12
 """A sum is below 2**16 + 2**24 (chunks of at most 256 queries), so 9 shifts always suffice."""
 
