@@ -36,8 +36,8 @@ SHARES: dict[Breadth, dict[str, float]] = {
         "needle": 0.06, "mixed": 0.04, "qa1": 0.06, "frequent": 0.05,
     },
     "last": {
-        "late": 0.10, "late5": 0.14, "seen": 0.06, "hot": 0.07, "passkey": 0.12, "tracking": 0.11,
-        "text": 0.30, "needle": 0.05, "mixed": 0.05,
+        "late": 0.14, "late5": 0.14, "seen": 0.06, "hot": 0.08, "passkey": 0.14, "tracking": 0.13,
+        "text": 0.20, "needle": 0.06, "mixed": 0.05,
     },
 }  # fmt: skip
 """Shares of the sequences: "basic" until retrieval works, then "broad", at the end "last": what
@@ -87,26 +87,14 @@ class Mix:
     FILLER_WEIGHT = 0.15
     FILLER_SHARE = 0.25  # of the filler's tokens are learnt, at random: cheaper, as good
     DISTURBED_SHARE = 0.7
-    LATE_TEXT_SHARE = 0.35  # of the last stage's sequences
     NUM_COMMON = 200  # the most common tokens lend nothing
 
-    def __init__(
-        self,
-        texts: dict[str, str],
-        tokenizer: Tokenizer,
-        *,
-        seed: int,
-        late_texts: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, *, seed: int) -> None:
         self.seed = seed
         self._cache: dict[str, list[int]] = {}
         self._tokenizer = tokenizer
         fillers = [encode_filler(text, self._raw_encode) for text in texts.values()]
         self.sources = [Source(filler, self.encode, key_words("train")) for filler in fillers]
-        self.late_sources = [
-            Source(encode_filler(text, self._raw_encode), self.encode, key_words("train"))
-            for text in (late_texts or {}).values()
-        ]
         sizes = np.array([len(filler) for filler in fillers], dtype=np.float64) ** 0.7
         self.shares = sizes / sizes.sum()
         self.donors = self._rare_tokens()
@@ -137,8 +125,6 @@ class Mix:
         """Draw one sequence of num_tokens tokens."""
         rng = np.random.default_rng((self.seed, step, row))
         source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
-        if breadth == "last" and self.late_sources and rng.random() < self.LATE_TEXT_SHARE:
-            source = self.late_sources[int(rng.integers(len(self.late_sources)))]
         shares = SHARES[breadth]
         kind = str(rng.choice(list(shares), p=list(shares.values())))
         if kind == "text":

@@ -54,7 +54,6 @@ class Recipe:
     warmup_steps: int = 150
     broad_from: int | None = None  # step from which the mix holds more tasks of evals/tasks
     last_from: int | None = None  # step from which it leaves out what was not learnt
-    late_texts: tuple[str, ...] = ()  # held-out texts that join the training from that step on
 
     def breadth(self, step: int) -> Breadth:
         """Name the mix of a step."""
@@ -72,12 +71,11 @@ RECIPES = {
     "1m-mha": Recipe(model=ModelConfig(num_kv_heads=4)),
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
-        num_tokens=25_800_000,
+        num_tokens=24_000_000,
         matrix_rate=0.005,
         vector_rate=5e-4,
         broad_from=2_200,
         last_from=7_300,
-        late_texts=("wikitext2_valid",),
     ),
 }
 
@@ -155,18 +153,12 @@ def batch_loss(
 class Run:
     """One training run and all its state."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: Tokenizer,
-        texts: dict[str, str],
-        late_texts: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
         self.recipe = recipe
         self.model = Llama(recipe.model)
         initialise(self.model, seed=recipe.seed)
         self.optimizers = make_optimizers(self.model, recipe)
-        self.mix = Mix(texts, tokenizer, seed=recipe.seed, late_texts=late_texts)
+        self.mix = Mix(texts, tokenizer, seed=recipe.seed)
         self.curriculum = Curriculum(max_length=recipe.max_length)
         self.step = self.num_seen = 0
         self.seconds = 0.0
@@ -288,12 +280,10 @@ def main() -> None:
         tokenizer = train_tokenizer(list(texts.values()), vocab_size=recipe.model.vocab_size)
         save_tokenizer(tokenizer, args.out, max_length=recipe.model.max_positions)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    every = {name: read_text(args.text / f"{name}.txt.xz") for name in HELD_OUT}
-    late_texts = {name: every[name] for name in recipe.late_texts}
-    held_out = {name: text for name, text in every.items() if name not in late_texts}
-    check_held_out(texts | late_texts, held_out, lambda text: tokenizer.encode(text).ids)
-    run = Run(recipe, tokenizer, texts, late_texts)
-    validation = Validation(held_out.get("wikitext2_valid", held_out["frankenstein"]), tokenizer)
+    held_out = {name: read_text(args.text / f"{name}.txt.xz") for name in HELD_OUT}
+    check_held_out(texts, held_out, lambda text: tokenizer.encode(text).ids)
+    run = Run(recipe, tokenizer, texts)
+    validation = Validation(held_out["wikitext2_valid"], tokenizer)
     if args.resume:
         run.restore(load_checkpoint(args.out, run.model, run.optimizers))
     train(run, validation, args.out, tokenizer)
