@@ -13,7 +13,7 @@ from kvmmu.report.evaluation.names import at, find
 from kvmmu.report.evaluation.results import FULL
 from kvmmu.report.evaluation.style import GREY, Look, figure_of, label_ends, looks, save, tidy
 
-__all__ = ["plot_price", "plot_survivors", "priced"]
+__all__ = ["has_prices", "plot_price", "plot_survivors", "priced"]
 
 Row = dict[str, Any]
 Box = tuple[float, float, float, float]
@@ -30,6 +30,11 @@ PLACES: tuple[Place, ...] = (  # the best first, after those right and left of t
     (0, 17, "center"),
     (0, -17, "center"),
 )
+
+PRICES = {
+    "ratio_to_static": "decode tokens/s, times StaticCache's (bar: quartiles)",
+    "ops_per_slot": "operations per slot and step",
+}
 
 
 def plot_survivors(made: Row, path: Path) -> Path:
@@ -88,15 +93,17 @@ def priced(made: Row) -> list[Row]:
     return rows
 
 
+def has_prices(made: Row) -> bool:
+    """Tell whether any setting at the focus has a cost to be drawn."""
+    return any(row.get(field) is not None for row in priced(made) for field in PRICES)
+
+
 def plot_price(made: Row, path: Path) -> Path:
     """Draw kept accuracy against decode speed and against operations a slot, at the focus."""
     rows = priced(made)
-    panels: list[tuple[str, str]] = [
+    panels = [
         (field, title)
-        for field, title in (
-            ("ratio_to_static", "decode tokens/s, times StaticCache's (bar: quartiles)"),
-            ("ops_per_slot", "operations per slot and step"),
-        )
+        for field, title in PRICES.items()
         if any(row.get(field) is not None for row in rows)
     ]
     figure = figure_of(6.2 * len(panels), 4.8)

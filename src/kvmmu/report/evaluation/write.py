@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kvmmu.report.evaluation.curves import (
 )
 from kvmmu.report.evaluation.maps import needle_grids, plot_needles, plot_overview
 from kvmmu.report.evaluation.page import render_page
-from kvmmu.report.evaluation.price import plot_price, plot_survivors
+from kvmmu.report.evaluation.price import has_prices, plot_price, plot_survivors
 from kvmmu.report.evaluation.results import FULL, read_results
 from kvmmu.report.evaluation.summary import summarise
 from kvmmu.report.evaluation.tables import markdown
@@ -51,14 +52,16 @@ def draw(made: dict[str, Any], folder: Path) -> dict[str, Path]:
     plots: dict[str, Plot] = {}
     if smaller["families"]:
         plots |= {"headline": plot_headline, "overview": plot_overview, "modes": plot_modes}
-        plots |= {"families": plot_families, "price": plot_price}
+        plots["families"] = plot_families
+    if has_prices(made):
+        plots["price"] = plot_price
     if smaller["perplexity"]:
         plots["perplexity"] = plot_perplexity
     if any(row["compression"] == made["focus"] for row in smaller["survivors"]):
         plots["survivors"] = plot_survivors
     drawn = {name: plot(made, folder / f"{name}.png") for name, plot in plots.items()}
     for task, mode in needle_grids(made):
-        name = f"needle_{task}_{mode}"
+        name = re.sub(r"[^\w.=-]+", "_", f"needle_{task}_{mode}")
         drawn[name] = plot_needles(made, folder / f"{name}.png", (task, mode))
     for old in set(folder.glob("*.png")) - set(drawn.values()):
         old.unlink()
