@@ -96,7 +96,9 @@ def fake_lines(
 
 
 def summary_of(lines: list[Line]) -> dict[str, Any]:
-    """Summarise lines as if they came from a file."""
+    """Summarise lines as if they came from a file; its first line is added if there is none."""
+    if not any(line.get("kind") == "about" for line in lines):
+        lines = [{"kind": "about"}, *lines]
     return summarise(parse_results(as_text(lines).splitlines()))
 
 
@@ -117,6 +119,21 @@ def answers(
         "policy": policy, "label": policy, "compression": 1.0 if policy == "full" else compression,
         "granularity": "head", "chance": chance, "seed": seed, "rows": rows,
     }  # fmt: skip
+
+
+def published(
+    policy: str,
+    rows: list[list[float]],
+    *,
+    task: str = "gsm8k",
+    data_set: str = "",
+    num_tokens: int = 900,
+    **more: Any,
+) -> Line:
+    """Make one line of a published benchmark's documents; num_tokens is the longest text's."""
+    line = answers(policy, rows, task=task, num_tokens=num_tokens)
+    line |= {"mode": "published", "params": {"data_set": data_set} if data_set else {}}
+    return line | {"key": line["key"] + data_set, "samples": [], "log_likelihoods": []} | more
 
 
 def as_text(lines: list[Line]) -> str:

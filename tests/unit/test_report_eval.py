@@ -109,6 +109,36 @@ def test_lengths_divide_sums_and_tasks_weigh_the_same():
     assert only(made["headline"], name="rce")["kept"] == pytest.approx(4 / 12, abs=1e-6)
 
 
+def test_interval_of_the_mean_stays_within_what_can_be_kept():
+    """Two contexts leave much open, but no more than all answers right, or none."""
+    tasks = ("a", "b")
+    lines = [answers(p, [[1.0, 1]] * 2, task=t) for p in ("full", "rce") for t in tasks]
+    lines += [answers("h2o", [[0.0, 1]] * 2, task=t) for t in tasks]
+    made = summary_of(lines)
+    assert only(made["headline"], name="rce")["kept_interval"][1] == 1
+    assert only(made["headline"], name="rce")["by_mode"]["late"]["kept_interval"][1] == 1
+    assert only(made["headline"], name="h2o")["kept_interval"][0] == 0
+    assert only(made["leaders"], compression=8)["gap_interval"][1] == 1
+
+
+def test_rows_tell_what_their_setting_costs():
+    costs = {"num_slots": 8, "chunk_size": 4, "peak_tokens": 12, "kv_bytes": 4096,
+             "ops_per_slot": 3}  # fmt: skip
+    lines = []
+    for n in (64, 1024):
+        own = {name: value * n // 64 for name, value in costs.items()}
+        lines += [answers("full", [[1.0, 1]] * 4, num_tokens=n),
+                  answers("rce", [[1.0, 1]] * 4, num_tokens=n) | own]  # fmt: skip
+    lines += [{"kind": "speed", "label": "rce", "granularity": "head", "compression": 8.0,
+               "num_tokens": n, "ratio_to_static": n / 1000} for n in (100, 2000)]  # fmt: skip
+    made = summary_of(lines)
+    short = only(made["cells"], name="rce", num_tokens=64)
+    assert {name: short[name] for name in costs} == costs
+    assert (short["ratio_to_static"], short["speed_num_tokens"]) == (0.1, 100)
+    row = only(made["families"], name="rce")  # of the longest
+    assert (row["num_tokens"], row["kv_bytes"], row["speed_num_tokens"]) == (1024, 65536, 2000)
+
+
 def test_seeds_are_pooled():
     lines = [answers("full", [[1.0, 1]] * 10), answers("rce", [[1.0, 1]] * 10),
              answers("full", [[1.0, 1]] * 10, seed=1), answers("rce", [[0.0, 1]] * 10, seed=1),
@@ -149,7 +179,9 @@ def test_cut_off_last_line_is_counted(lines, made):
 def test_missing_field_is_named():
     line = answers("rce", [])
     del line["rows"]
-    with pytest.raises(ValueError, match="line 1 of kind 'answers' must have a field 'rows'"):
+    with pytest.raises(
+        ValueError, match=r"kind 'answers' in line 2 of .* must have a field 'rows'"
+    ):
         summary_of([line])
 
 
@@ -161,12 +193,68 @@ def test_two_models_are_refused():
 def test_skipped_task_enters_no_table(lines):
     name = {"task": "niah_single", "mode": "seen"}
     skip = [
-        {"kind": "skipped", **name, "num_tokens": n, "params": {"depth": d}, "reason": "r"}
+        {"kind": "skipped", **name, "num_tokens": n, "params": {"depth": d},
+         "reason": "r", "full_score": 0.5, "floor": 0.8}
         for n in (256, 512, 1024) for d in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]  # fmt: skip
-    made = summary_of(lines + skip)
+    poor = [{**line, "rows": [[2.0, 4]] * 12} if name.items() <= line.items() else line
+            for line in lines]  # fmt: skip
+    made = summary_of(poor + skip)
     assert not [r for r in made["families"] if (r["task"], r["mode"]) == tuple(name.values())]
     assert sum(row["reason"] == "r" for row in made["not_measurable"]) == 15
+
+
+def test_floor_is_held_against_all_seeds():
+    """A later seed lifts the pooled score over the floor, or pulls it below."""
+    skip = {"kind": "skipped", "task": "a_task", "mode": "late", "num_tokens": 64,
+            "params": {}, "reason": "r", "full_score": 0.7, "floor": 0.8}  # fmt: skip
+    first = [answers("full", [[7.0, 10]] * 4), skip]
+    for score, is_skipped in ((9.0, False), (8.0, True)):
+        later = [answers(policy, [[score, 10]] * 4, seed=1) for policy in ("full", "rce")]
+        made = summary_of([*first, *later])
+        assert bool(made["families"]) != is_skipped
+        told = [(row["full_score"], row["reason"]) for row in made["not_measurable"]]
+        assert told == ([(0.75, "r")] if is_skipped else [])
+
+
+def test_what_could_not_be_drawn_counts_only_without_scores():
+    skip = {"kind": "skipped", "task": "a_task", "mode": "late", "num_tokens": 64,
+            "params": {}, "reason": "cannot be drawn: no", "floor": None}  # fmt: skip
+    lines = [answers(policy, [[9.0, 10]] * 4) for policy in ("full", "rce")]
+    assert summary_of([*lines, skip])["not_measurable"] == []
+    assert only(summary_of([skip])["not_measurable"], task="a_task")["reason"] == skip["reason"]
+
+
+def sized(policy, num_contexts, *, size, score=1.0, key=""):
+    """Make one line of answers of a case that was asked for `size` of them."""
+    made = answers(policy, [[score, 1]] * num_contexts)
+    made |= {"key": key or f"{made['key']}/{size}"}
+    return made if size is None else made | {"size": size}
+
+
+def test_largest_size_of_the_full_cache_wins_for_every_setting():
+    lines = [sized("full", 24, size=24), sized("full", 200, size=200),
+             sized("rce", 24, size=24, score=0.0), sized("rce", 200, size=200),
+             sized("h2o", 24, size=24), sized("tova", 400, size=400)]  # fmt: skip
+    made = summary_of(lines)
+    assert {row["name"] for row in made["cells"]} == {"full", "rce"}
+    assert {row["num_contexts"] for row in made["cells"]} == {200}
+    assert only(made["cells"], name="rce")["kept"] == 1
+    assert made["method"]["num_unpaired_lines"] == 4
+
+
+@pytest.mark.parametrize(("size", "prefix"), [(None, "a_task/late/64/24|"), (24, "new")])
+def test_older_lines_tell_their_size_in_their_key(size, prefix):
+    lines = [sized("full", 24, size=None, key="a_task/late/64/24|full|0"),
+             sized("full", 200, size=None, key="a_task/late/64/200|full|0"),
+             sized("rce", 24, size=size, score=0.0, key=prefix + "rce|0"),
+             sized("rce", 200, size=200, key="a_task/late/64/200|rce|0")]  # fmt: skip
+    assert only(summary_of(lines)["cells"], name="rce")["kept"] == 1
+
+
+def test_lines_that_tell_no_size_are_paired_as_they_stand():
+    lines = [sized("full", 24, size=None), sized("rce", 24, size=24)]
+    assert only(summary_of(lines)["cells"], name="rce")["num_contexts"] == 24
 
 
 def test_full_cache_at_chance_is_not_measurable():

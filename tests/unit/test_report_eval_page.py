@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from fake_evaluation import FEW, answers, as_text, fake_lines, summary_of
+from fake_evaluation import FEW, answers, as_text, fake_lines, published, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -69,6 +69,29 @@ def test_terminal_tables_fit(made, width):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "rce" in text
+
+
+def test_nothing_measured_prints_words_and_no_empty_table():
+    skip = {"kind": "skipped", "mode": "late", "num_tokens": 64, "params": {},
+            "reason": "the full cache scores below the floor"}  # fmt: skip
+    made = summary_of([skip | {"task": f"task_{n}"} for n in range(7)])
+    assert terminal_tables(made) == []
+    assert headline_words(made) == [
+        "No task can be measured with a smaller cache.",
+        "Not measurable: task 0 (late), task 1 (late), task 2 (late), task 3 (late) and 3 more "
+        "(the full cache scores below the floor).",
+    ]
+
+
+def test_terminal_lists_published_benchmarks():
+    made = summary_of([published("full", [[0.0, 1]] * 4), published("rce", [[0.0, 1]] * 4)])
+    console = Console(width=60, record=True, file=io.StringIO())
+    for table in terminal_tables(made):
+        console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 60
+    assert "Published benchmarks" in text
+    assert "gsm8k" in text
 
 
 def test_markdown_rows_have_equal_cells(made):
@@ -137,8 +160,9 @@ def test_report_is_whole_and_written_twice_is_the_same(tmp_path, lines):
     assert "&lt;b&gt;model" in text
 
 
-@pytest.mark.parametrize("kinds", [(), ("about",), ("pages",), ("answers",), ("speed", "skipped")])
+@pytest.mark.parametrize("kinds", [(), ("pages",), ("answers",), ("speed", "skipped")])
 def test_part_of_an_evaluation_has_a_report_too(tmp_path, lines, kinds):
+    kinds = ("about", *kinds)
     some = [line for line in lines if line["kind"] in kinds and line.get("mode") != "seen"]
     (tmp_path / "results.jsonl").write_text(as_text(some), encoding="utf-8")
     write_report(tmp_path)

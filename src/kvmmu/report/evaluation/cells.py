@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from kvmmu.report.evaluation.bootstrap import Draws, draw_ratios, draw_weights, interval, unseen
-from kvmmu.report.evaluation.results import FULL, Cell, Pair, Rows, Setting
+from kvmmu.report.evaluation.costs import Costs
+from kvmmu.report.evaluation.pairs import Pair, Rows, share_of
+from kvmmu.report.evaluation.results import FULL, Cell, Setting
 
-__all__ = ["Kept", "Place", "Taken", "cell_rows", "family_rows", "measure", "skip_reasons"]
+__all__ = ["Kept", "Place", "Taken", "cell_rows", "family_rows", "measure", "score_interval"]
 
 Place = tuple[Setting, float]
 """A setting at a compression."""
@@ -66,13 +68,15 @@ class Kept:
         """Return the interval of the kept accuracy."""
         if self.is_full:
             return [1.0, 1.0]
-        return interval(
-            self.share_draws,
-            self.share,
-            reach=unseen(self.num_contexts, self.num_answers) * self.num_cells / self.full_gain,
-            low=-self.chance / self.full_gain,
-            high=(self.num_cells - self.chance) / self.full_gain,
-        )
+        reach = unseen(self.num_contexts, self.num_answers) * self.num_cells / self.full_gain
+        low, high = self.ends
+        return interval(self.share_draws, self.share, reach=reach, low=low, high=high)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Return the kept accuracy of answering nothing and of answering all."""
+        chance, full_gain = self.chance, self.full_gain
+        return -chance / full_gain, (self.num_cells - chance) / full_gain
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def measure(pairs: list[Pair]) -> list[Taken]:
 
 def _take(pair: Pair, weights: Draws) -> Taken:
     chance = float(pair.line.get("chance") or 0.0)
-    score, full_score = _ratio(pair.rows), _ratio(pair.full_rows)
+    score, full_score = share_of(pair.rows), share_of(pair.full_rows)
     draws, full_draws = draw_ratios(pair.rows, weights), draw_ratios(pair.full_rows, weights)
     num_answers = int(pair.rows[:, 1].sum())
     kept = Kept(
@@ -127,49 +131,24 @@ def _take(pair: Pair, weights: Draws) -> Taken:
         num_answers,
         is_full=pair.setting.label == FULL,
     )
-    span = interval(draws, score, reach=unseen(len(pair.rows), num_answers), low=0.0, high=1.0)
+    span = score_interval(pair.rows, draws)
     return Taken(pair, kept, score, span, full_score, chance)
 
 
-def _ratio(rows: Rows) -> float:
-    return float(rows[:, 0].sum() / max(rows[:, 1].sum(), 1e-12))
+def score_interval(rows: Rows, draws: Draws) -> list[float]:
+    """Return the interval of a score. rows [K,2], draws [NUM_DRAWS] of their share"""
+    reach = unseen(len(rows), int(rows[:, 1].sum()))
+    return interval(draws, share_of(rows), reach=reach, low=0.0, high=1.0)
 
 
-def skip_reasons(pairs: list[Pair], skipped: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """List the cells that cannot be measured, with the reason, in order."""
-    rows = {}
-    for line in skipped:
-        rows[Cell.of(line)] = (line["reason"], line.get("full_score"), line.get("floor"))
-    for pair in pairs:
-        score, chance = _ratio(pair.full_rows), float(pair.line.get("chance") or 0.0)
-        if pair.setting.label == FULL and score - chance <= 1e-9:
-            reason = "the full cache scores no better than chance"
-            rows.setdefault(pair.cell, (reason, score, chance))
-    return [
-        {**_named(cell), "reason": reason, "full_score": score, "floor": floor}
-        for cell, (reason, score, floor) in sorted(rows.items(), key=lambda item: item[0])
-    ]
-
-
-def _named(cell: Cell) -> dict[str, Any]:
-    return {
-        "task": cell.task,
-        "mode": cell.mode,
-        "num_tokens": cell.num_tokens,
-        "params": json.loads(cell.params),
-    }
-
-
-def cell_rows(taken: list[Taken]) -> list[dict[str, Any]]:
-    """Lay out one row a cell, setting and compression."""
+def cell_rows(taken: list[Taken], costs: Costs) -> list[dict[str, Any]]:
+    """Lay out one row a cell, setting and compression, with its costs."""
     return [
         {
-            **_named(t.pair.cell),
-            "capability": t.pair.line.get("capability", ""),
+            **t.pair.named,
+            "capability": t.pair.capability,
             **place_of(t),
-            "num_slots": t.pair.line.get("num_slots"),
-            "chunk_size": t.pair.line.get("chunk_size"),
-            "peak_tokens": t.pair.line.get("peak_tokens"),
+            **costs.of(t.pair.line),
             "seeds": list(t.pair.seeds),
             "num_contexts": len(t.pair.rows),
             "num_answers": int(t.pair.rows[:, 1].sum()),
@@ -195,11 +174,12 @@ def place_of(taken: Taken) -> dict[str, Any]:
 
 
 def family_rows(
-    taken: list[Taken],
+    taken: list[Taken], costs: Costs
 ) -> tuple[list[dict[str, Any]], dict[Place, dict[Family, Kept]]]:
     """Lay out one row a family (task and mode), setting and compression; cells weigh the same.
 
-    num_of_cells says how many of the family's cells the setting was measured on.
+    num_of_cells says how many of the family's cells the setting was measured on; the costs are
+    those of the longest, of num_tokens.
     """
     groups: dict[tuple[Family, Place], list[Taken]] = defaultdict(list)
     cells: dict[Family, set[Cell]] = defaultdict(set)
@@ -211,12 +191,15 @@ def family_rows(
     for (family, place), made in sorted(groups.items(), key=lambda item: item[0]):
         total = sum((t.kept for t in made[1:]), made[0].kept)
         kept[place][family] = total
+        longest = max((t.pair.line for t in made), key=lambda line: int(line["num_tokens"]))
         rows.append(
             {
                 "task": family[0],
                 "mode": family[1],
-                "capability": made[0].pair.line.get("capability", ""),
+                "capability": made[0].pair.capability,
                 **place_of(made[0]),
+                "num_tokens": longest["num_tokens"],
+                **costs.of(longest),
                 "num_cells": len(made),
                 "num_of_cells": len(cells[family]),
                 "num_contexts": total.num_contexts,

@@ -8,12 +8,14 @@ from collections import defaultdict
 from typing import Any
 
 from kvmmu.report.evaluation.bootstrap import Draws, draw_ratios, draw_weights, interval
-from kvmmu.report.evaluation.results import FULL, Pair, Results, Setting
+from kvmmu.report.evaluation.pairs import Pair
+from kvmmu.report.evaluation.results import FULL, Results, Setting
 
-__all__ = ["cost_rows", "page_rows", "survivor_rows"]
+__all__ = ["Costs", "cost_rows", "page_rows", "survivor_rows"]
 
 COSTS = ("policy", "num_tokens", "num_slots", "chunk_size", "peak_tokens", "kv_bytes",
          "ops_per_slot")  # fmt: skip
+LONGEST = 2**50  # nearest to it is the longest that was timed
 SPEEDS = ("batch", "tokens_per_s", "ratio_to_static", "ratio_quartiles")
 
 
@@ -55,12 +57,11 @@ def _exp(span: list[float]) -> list[float]:
     return [math.exp(end) for end in span]
 
 
-def cost_rows(results: Results) -> list[dict[str, Any]]:
+def cost_rows(results: Results, costs: Costs) -> list[dict[str, Any]]:
     """Merge costs, one row a setting and compression: of its longest text, and of its speed run."""
     groups: dict[tuple[Setting, float], list[dict[str, Any]]] = defaultdict(list)
     for line in results.of("answers") + results.of("pages"):
         groups[Setting.of(line), float(line["compression"])].append(line)
-    speeds = _speeds(results)
     full = {
         line["num_tokens"]: line["kv_bytes"]
         for (setting, _), lines in groups.items()
@@ -74,25 +75,42 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
         row |= {"compression": compression} | {name: costly.get(name) for name in COSTS}
         whole, own = full.get(costly["num_tokens"]), costly.get("kv_bytes")
         row["kv_ratio"] = own / whole if own and whole else None
-        speed = speeds.get((setting, compression)) or speeds.get(
-            (Setting(setting.label), compression), {}
-        )
+        speed = costs.speed(setting, compression, LONGEST)
         row |= {name: speed.get(name) for name in SPEEDS}
         row["speed_num_tokens"] = speed.get("num_tokens")
         rows.append(row)
     return rows
 
 
-def _speeds(results: Results) -> dict[tuple[Setting, float], dict[str, Any]]:
-    """Map each setting and compression to its speed at the longest text, then largest batch."""
-    chosen: dict[tuple[Setting, float], dict[str, Any]] = {}
-    for line in results.of("speed"):
-        name = (Setting.of(line), float(line["compression"]))
-        rank = (line["num_tokens"], line.get("batch") or 0)
-        last = chosen.get(name)
-        if last is None or rank > (last["num_tokens"], last.get("batch") or 0):
-            chosen[name] = line
-    return chosen
+class Costs:
+    """What a line's setting costs: the line's own figures, and a decode speed beside them."""
+
+    def __init__(self, results: Results) -> None:
+        """Group the speeds by setting and compression."""
+        self._speeds: dict[tuple[Setting, float], list[dict[str, Any]]] = defaultdict(list)
+        for line in results.of("speed"):
+            self._speeds[Setting.of(line), float(line["compression"])].append(line)
+
+    def speed(self, setting: Setting, compression: float, num_tokens: int) -> dict[str, Any]:
+        """Return the speed line nearest in length, of the largest batch; empty if there is none."""
+        own = self._speeds.get((setting, compression))
+        own = own or self._speeds.get((Setting(setting.label), compression), [])
+
+        def rank(line: dict[str, Any]) -> tuple[float, int, int]:
+            far = abs(math.log(max(line["num_tokens"], 1) / max(num_tokens, 1)))
+            return -far, line["num_tokens"], line.get("batch") or 0
+
+        return max(own, key=rank, default={})
+
+    def of(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Lay out the costs of a line of answers; speed_num_tokens is its speed's length."""
+        speed = self.speed(Setting.of(line), float(line["compression"]), line["num_tokens"])
+        names = ("num_slots", "chunk_size", "peak_tokens", "kv_bytes", "ops_per_slot")
+        return {
+            **{name: line.get(name) for name in names},
+            "ratio_to_static": speed.get("ratio_to_static"),
+            "speed_num_tokens": speed.get("num_tokens"),
+        }
 
 
 def survivor_rows(results: Results) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "MODES",
     "at",
+    "data_set_name",
     "family_name",
     "find",
     "listed",
@@ -36,6 +37,7 @@ MODES = {
     "shared": "many questions share one context, which was read without knowing them",
     "seen": "the context ends (or begins) with the question, which is then asked again",
     "online": "questions stand in the text, among what goes on",
+    "published": "documents of a published benchmark, one by one, each from an empty cache",
 }
 
 
@@ -52,7 +54,15 @@ def family_name(row: dict[str, Any]) -> str:
 def with_params(row: dict[str, Any]) -> str:
     """Word a task, its mode, length and parameters."""
     params = "".join(f", {name} {json.dumps(value)}" for name, value in row["params"].items())
-    return f"{family_name(row)}, {row['num_tokens']} tokens{params}"
+    length = f", {row['num_tokens']} tokens" if row["mode"] != "published" else ""
+    return f"{family_name(row)}{length}{params}"
+
+
+def data_set_name(row: dict[str, Any]) -> str:
+    """Word a published benchmark and its data set, where it has several."""
+    own = row["params"].get("data_set")
+    name = task_name(row["task"])
+    return f"{name}: {own}" if own not in (None, row["task"]) else name
 
 
 def percent(share: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from kvmmu.report.evaluation.names import MODES, at
+from kvmmu.report.evaluation.results import FULL
 from kvmmu.report.evaluation.tables import grids
 from kvmmu.report.evaluation.words import headline_words, method_notes
 
@@ -23,7 +24,8 @@ def render_page(made: dict[str, Any], pictures: dict[str, Path]) -> str:
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     env.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     about = made["about"]
-    seen = {row["mode"] for row in made["families"] + made["not_measurable"]}
+    told = made["families"] + made["published"] + made["not_measurable"]
+    seen = {row["mode"] for row in told}
     return env.from_string(source).render(
         title=f"{about.get('model', 'A model')} with smaller caches",
         subtitle=_subtitle(made),
@@ -52,6 +54,7 @@ def _subtitle(made: dict[str, Any]) -> str:
     contexts = {
         (row["task"], row["mode"], row["num_tokens"], str(row["params"])): row["num_contexts"]
         for row in made["cells"]
+        if row["label"] == FULL
     }
     parts.append(f"{sum(contexts.values()):,} contexts")
     return " · ".join(parts)
@@ -59,7 +62,9 @@ def _subtitle(made: dict[str, Any]) -> str:
 
 def _versions(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """List what was run where."""
-    flat = {name: value for name, value in about.items() if name != "host"} | about.get("host", {})
+    flat = {name: value for name, value in about.items() if name != "host"} | (
+        about.get("host") or {}
+    )
     for name, value in flat.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         yield name.replace("_", " "), text

@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 
 from kvmmu.report.evaluation.bootstrap import CONFIDENCE, NUM_DRAWS, Draws, interval, unseen
-from kvmmu.report.evaluation.cells import (
-    Kept,
-    Place,
-    cell_rows,
-    family_rows,
-    measure,
-    skip_reasons,
-)
-from kvmmu.report.evaluation.costs import cost_rows, page_rows, survivor_rows
-from kvmmu.report.evaluation.results import FULL, Cell, Pair, Results, pair
+from kvmmu.report.evaluation.cells import Kept, Place, cell_rows, family_rows, measure
+from kvmmu.report.evaluation.costs import Costs, cost_rows, page_rows, survivor_rows
+from kvmmu.report.evaluation.pairs import Pair, pair
+from kvmmu.report.evaluation.published import published_rows
+from kvmmu.report.evaluation.results import FULL, Results
+from kvmmu.report.evaluation.skips import skip_rows, skips_in_force
 
 __all__ = ["FREE_AT", "FOCUS", "summarise"]
 
@@ -34,14 +30,14 @@ def summarise(results: Results) -> dict[str, Any]:
     """Reckon the summary, a plain dict: the same for the same lines in any order.
 
     Keys: about, method, settings, compressions, focus, headline, leaders, families, cells,
-    perplexity, costs, survivors, not_measurable. Shares lie around [0, 1], intervals are
+    published, perplexity, costs, survivors, not_measurable. Shares lie around [0, 1], intervals are
     [low, high]; a row names its setting by `name`.
     """
     pairs, num_left_out = pair(results.of("answers"))
-    skipped = {Cell.of(line) for line in results.of("skipped")}
-    pairs = [p for p in pairs if p.cell not in skipped]
-    taken = measure(pairs)
-    families, kept = family_rows(taken)
+    skips = skips_in_force(pairs, results.of("skipped"))
+    pairs = [p for p in pairs if p.cell not in skips]
+    taken, costs = measure(pairs), Costs(results)
+    families, kept = family_rows(taken, costs)
     capability = {(r["task"], r["mode"]): r["capability"] for r in families}
     pages, num_pages_left_out = pair(results.of("pages"))
     answered = {place[1] for place in kept if place[0].label != FULL}
@@ -61,11 +57,12 @@ def summarise(results: Results) -> dict[str, Any]:
         "headline": [_headline(place, made, kept, capability) for place, made in kept.items()],
         "leaders": [row for c in sorted(answered) if (row := _leaders(kept, c))],
         "families": families,
-        "cells": cell_rows(taken),
+        "cells": cell_rows(taken, costs),
+        "published": published_rows(results),
         "perplexity": page_rows(pages),
-        "costs": cost_rows(results),
+        "costs": cost_rows(results, costs),
         "survivors": survivor_rows(results),
-        "not_measurable": skip_reasons(pairs, results.of("skipped")),
+        "not_measurable": skip_rows(pairs, skips),
     }
     _name_settings(made, pairs + pages)
     rounded: dict[str, Any] = _rounded(made)
@@ -124,8 +121,15 @@ def _mean(kept: Iterable[Kept]) -> dict[str, Any]:
     share = float(np.mean([k.share for k in kept]))
     if all(k.is_full for k in kept):
         return {"kept": share, "kept_interval": [1.0, 1.0]}
-    span = interval(_mean_draws(kept), share, reach=_reach(kept))
+    low, high = _ends(kept)
+    span = interval(_mean_draws(kept), share, reach=_reach(kept), low=low, high=high)
     return {"kept": share, "kept_interval": span}
+
+
+def _ends(kept: list[Kept]) -> tuple[float, float]:
+    """Return the mean's least and most: nothing or all answered in every family."""
+    ends = [k.ends for k in kept]
+    return float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))
 
 
 def _reach(kept: Iterable[Kept]) -> float:
@@ -156,18 +160,26 @@ def _leaders(kept: dict[Place, Families], compression: float) -> dict[str, Any] 
         _mean_draws([of[place][family] for family in sorted(cells)]) for place in (first, second)
     ]
     gap = mean[first] - mean[second]
+    ends, others = (_ends(list(of[place].values())) for place in (first, second))
+    span = interval(
+        draws[0] - draws[1],
+        gap,
+        reach=_reach(of[first].values()),
+        low=ends[0] - others[1],
+        high=ends[1] - others[0],
+    )
     return {
         "compression": compression,
         "first": {"label": first[0].label, "granularity": first[0].granularity},
         "second": {"label": second[0].label, "granularity": second[0].granularity},
         "gap": gap,
-        "gap_interval": interval(draws[0] - draws[1], gap, reach=_reach(of[first].values())),
+        "gap_interval": span,
     }
 
 
 def _name_settings(made: dict[str, Any], pairs: list[Pair]) -> None:
     """Give every row its setting's name: the granularity is told where a label has several."""
-    tables = ("headline", "families", "cells", "perplexity", "costs", "survivors")
+    tables = ("headline", "families", "cells", "published", "perplexity", "costs", "survivors")
     rows = [row for table in tables for row in made[table]]
     rows += [row[which] for row in made["leaders"] for which in ("first", "second")]
     grains: dict[str, set[str]] = {}
@@ -184,7 +196,7 @@ def _name_settings(made: dict[str, Any], pairs: list[Pair]) -> None:
 
 def _settings(made: dict[str, Any], pairs: list[Pair]) -> list[dict[str, Any]]:
     """List the settings: the full cache, then by what they keep at the focus, the best first."""
-    tables = ("headline", "families", "perplexity", "costs")
+    tables = ("headline", "families", "published", "perplexity", "costs")
     policies = {p.setting.label: str(p.line["policy"]) for p in pairs}
     kept = {
         row["name"]: row["kept"] for row in made["headline"] if row["compression"] == made["focus"]

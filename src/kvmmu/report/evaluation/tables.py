@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kvmmu.report.evaluation.names import (
     at,
+    data_set_name,
     family_name,
     find,
     percent,
@@ -148,6 +149,31 @@ def _number(value: float | None, form: str = ",") -> tuple[str, float | None]:
     return ("–", None) if value is None else (format(value, form), value)
 
 
+def published_grid(made: Row) -> Grid:
+    """Lay out the published benchmarks, the full cache's scores included."""
+    head = ["data set", "setting", "cache", "documents", "score, % (95 % interval)", "perplexity",
+            "samples"]  # fmt: skip
+    body = [
+        [
+            (data_set_name(row), None),
+            (row["name"], None),
+            (f"1/{row['compression']:g}", row["compression"]),
+            _number(row["num_documents"]),
+            (_score(row), row["score"]),
+            _number(row["perplexity"], ".2f"),
+            (row["samples"] or "–", None),
+        ]
+        for row in sorted(made["published"], key=data_set_name)
+    ]
+    return _grid("Published benchmarks", head, body)
+
+
+def _score(row: Row) -> str:
+    if row["score"] is None:
+        return "to be judged" if row["samples"] else "–"
+    return f"{percent(row['score'])} ({span(row['score_interval'])})"
+
+
 def skip_grid(made: Row) -> Grid:
     """Lay out what could not be measured, and why."""
     body = [
@@ -177,6 +203,7 @@ def grids(made: Row) -> dict[str, Grid]:
     if made["focus"] is not None:
         every["costs"] = cost_grid(costs, f"at {at(made['focus'])}")
     every |= {
+        "published": published_grid(made),
         "perplexity": page_grid(made),
         "all_costs": cost_grid(made["costs"], "at every size"),
         "skipped": skip_grid(made),
@@ -206,17 +233,37 @@ def _escaped(text: str) -> str:
 
 
 def terminal_tables(made: Row) -> list[Table]:
-    """Lay out the headline and each task's best setting, for 80 columns; long names are cut."""
+    """Lay out the headline, each task's best setting and the published benchmarks.
+
+    For 80 columns: long names are cut, and a table without rows is none.
+    """
+    tables = []
     grid = headline_grid(made)
+    if grid.rows:
+        table = _table(grid.title)
+        table.add_column(grid.head[0], no_wrap=True, overflow="ellipsis", min_width=10)
+        for title in grid.head[1:]:
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in grid.rows:
+            table.add_row(*row)
+        tables.append(table)
+    if made["focus"] is not None:
+        tables.append(_best_table(made))
+    if made["published"]:
+        tables.append(_published_table(made))
+    return tables
+
+
+def _published_table(made: Row) -> Table:
+    grid = published_grid(made)
     table = _table(grid.title)
-    table.add_column(grid.head[0], no_wrap=True, overflow="ellipsis", min_width=10)
-    for title in grid.head[1:]:
+    for title in grid.head[:2]:
+        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=8)
+    for title in ("cache", "docs", "score, %", "ppl"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in grid.rows:
-        table.add_row(*row)
-    if made["focus"] is None:
-        return [table]
-    return [table, _best_table(made)]
+        table.add_row(*row[:-1])
+    return table
 
 
 def _best_table(made: Row) -> Table:

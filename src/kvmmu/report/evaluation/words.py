@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvmmu.report.evaluation.names import at, family_name, find, listed, percent, span, task_name
+from kvmmu.report.evaluation.names import (
+    at,
+    data_set_name,
+    family_name,
+    find,
+    listed,
+    percent,
+    span,
+    task_name,
+)
 from kvmmu.report.evaluation.results import FULL
 
 __all__ = ["headline_words", "method_notes", "verdicts"]
@@ -36,11 +45,40 @@ def verdicts(made: Row) -> list[Row]:
 def headline_words(made: Row) -> list[str]:
     """Say where the focus's compression is nearly free and where it is not."""
     if made["focus"] is None:
-        return ["No task was measured with a smaller cache yet."]
+        words = [_nothing(made), _unmeasurable(made), _samples(made)]
+        return [sentence for sentence in words if sentence]
     judged = verdicts(made)
     words = [_first(made), _lead(made), _free(made, judged), _open(judged), _lost(judged)]
-    words += [_modes(made), _perplexity(made), _incomplete(made)]
+    words += [_modes(made), _perplexity(made), _incomplete(made), _samples(made)]
     return [sentence for sentence in words if sentence]
+
+
+def _nothing(made: Row) -> str:
+    """Say why there is no mean."""
+    if any(row["label"] != FULL and row["score"] is not None for row in made["published"]):
+        return "No task enters the means; the published benchmarks are listed by their scores."
+    if made["not_measurable"] and not made["families"]:
+        return "No task can be measured with a smaller cache."
+    return "No task was measured with a smaller cache yet."
+
+
+def _unmeasurable(made: Row) -> str:
+    """Name the tasks that cannot be measured; their table says why of each."""
+    names = list(dict.fromkeys(family_name(row) for row in made["not_measurable"]))
+    if not names:
+        return ""
+    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else []
+    named = names[:NAMED] if more else names
+    reasons = listed(dict.fromkeys(row["reason"] for row in made["not_measurable"]))
+    return f"Not measurable: {listed([*named, *more])} ({reasons})."
+
+
+def _samples(made: Row) -> str:
+    """Say which benchmarks another tool must judge, and of what."""
+    names = list(dict.fromkeys(data_set_name(r) for r in made["published"] if r["samples"]))
+    if not names:
+        return ""
+    return f"Answers that another tool must judge lie in samples/: {listed(names)}."
 
 
 def _best(made: Row) -> Row:
@@ -158,18 +196,24 @@ def method_notes(made: Row) -> list[str]:
         "and Pearson), so that a few contexts alike do not pass for certainty.",
         f"Nearly free: the interval lies at or above {percent(method['free_at'])} %. No correction "
         "is made for looking at many tasks and settings.",
-        "A task enters only where the full cache scores at least the floor.",
+        "A task enters only where the full cache scores at least the floor, over all seeds.",
         "C: slots per layer and KV head. T: tokens of a prefill's chunk. Peak: the most tokens "
         "held at once per layer, C+T; the whole prompt where a policy reads it before it chooses.",
         "Speed: decode tokens/s over those of a full StaticCache in the same run.",
     ]
+    if made["published"]:
+        notes.append(
+            "Published benchmarks are listed by their scores, and enter the means where the full "
+            "cache scores anything. Their perplexity is that of what follows a prompt, by document."
+        )
     if method["num_broken_lines"]:
         notes.append(
             f"Lines that could not be read and were left out: {method['num_broken_lines']}."
         )
     if method["num_unpaired_lines"]:
         notes.append(
-            "Lines left out because the full cache was not measured on the same contexts, or a "
-            f"seed was repeated: {method['num_unpaired_lines']}."
+            "Lines left out because the full cache was not measured on the same contexts, a seed "
+            "was repeated, or the full cache was asked more of the same task: "
+            f"{method['num_unpaired_lines']}."
         )
     return notes
