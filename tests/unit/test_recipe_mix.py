@@ -183,3 +183,16 @@ def test_held_out_keys_are_never_an_answer_and_leave_the_softmax(mix: Any, made:
                 assert not told & held_out
             written = {t for a, b in plain.answers for t in plain.ids[a:b].tolist()}
             assert bool(written & keys) == is_key
+
+
+@pytest.mark.parametrize("num_tokens", [1, 64, 2048])
+def test_marked_text_keeps_its_length_and_its_order(mix: Any, num_tokens: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ids = np.arange(10_000, 10_000 + num_tokens)
+        marked = mix._marked(ids, 2048, rng)
+        own = marked[marked >= 10_000]
+        assert marked.size == num_tokens
+        assert np.array_equal(own, ids[: own.size])
+        if num_tokens == 2048:
+            assert 0 < num_tokens - own.size < num_tokens * 0.3
