@@ -188,8 +188,9 @@ def method_notes(made: Row) -> list[str]:
     confidence = percent(method["confidence"])
     notes = [
         "Kept = (score - chance) / (full cache's score - chance), on the same contexts: 100 % is "
-        "as good as the full cache, 0 % is a guess. Over lengths and parameters of a task sums are "
-        "divided; over tasks every task and mode weighs the same.",
+        "as good as the full cache, 0 % is copying something of the answer's form from the text at "
+        "random, less is not even having that to copy. Over lengths and parameters of a task sums "
+        "are divided; over tasks every task and mode weighs the same.",
         f"Intervals are {confidence} %: {method['num_draws']} paired bootstrap draws over contexts "
         "(the questions of a context stand or fall together). An "
         "interval also covers one answer lost in as many contexts as can have gone unseen (Clopper "
