@@ -147,29 +147,17 @@ def make_plan(
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     from kvmmu.evals.cases import SUITES
     from kvmmu.evals.evaluate import Plan
-    from kvmmu.evals.policy_text import parse_policies
-    from kvmmu.evals.settings import Setting
-    from kvmmu.policies.base import list_policies
 
     chosen = SUITES[suite]
     cases = _cases(chosen, [t.strip() for t in (tasks or "").split(",") if t.strip()], data, size)
-    names = list_policies() if policies is None else [policies]
-    made = [policy for text in names for policy in parse_policies(text)]
-    ratios = _numbers(compression, "--compression", float) or chosen.compressions
-    if any(ratio < 1 for ratio in ratios):
-        raise ValueError(f"--compression must be at least 1, got {compression!r}")
-    settings = tuple(
-        Setting("slots", policy, ratio, granularity)  # type: ignore[arg-type]
-        for policy in made
-        for ratio in ratios
-    )
+    settings = _settings(chosen, policies, compression, granularity)
     _check_slots(cases, settings)
     numbers = _numbers(seeds, "--seeds", int) or chosen.seeds
     if any(not 0 <= seed < 2**31 for seed in numbers):
         raise ValueError(f"--seeds must lie in [0, 2**31), got {seeds!r}")
     return Plan(
         cases,
-        tuple(dict.fromkeys(settings)),
+        settings,
         tuple(int(n) for n in dict.fromkeys(numbers)),
         suite=suite,
         batch_size=batch_size,
@@ -202,6 +190,27 @@ def _cases(suite: Suite, names: list[str], data: Path | None, size: int | None) 
     if size is not None:
         found = tuple(resized(case, size) for case in found)
     return found if data is None else found + published_cases(published, data, size or 100)
+
+
+def _settings(
+    suite: Suite, policies: str | None, compression: str | None, granularity: str
+) -> tuple[Setting, ...]:
+    """Make every policy at every compression, each once. Raises ValueError."""
+    from kvmmu.evals.policy_text import parse_policies
+    from kvmmu.evals.settings import Setting
+    from kvmmu.policies.base import list_policies
+
+    names = list_policies() if policies is None else [policies]
+    made = [policy for text in names for policy in parse_policies(text)]
+    ratios = _numbers(compression, "--compression", float) or suite.compressions
+    if any(ratio < 1 for ratio in ratios):
+        raise ValueError(f"--compression must be at least 1, got {compression!r}")
+    settings = [
+        Setting("slots", policy, ratio, granularity)  # type: ignore[arg-type]
+        for policy in made
+        for ratio in ratios
+    ]
+    return tuple(dict.fromkeys(settings))
 
 
 def _check_slots(cases: tuple[Case, ...], settings: tuple[Setting, ...]) -> None:
