@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -36,8 +36,8 @@ SHARES: dict[Breadth, dict[str, float]] = {
         "needle": 0.06, "mixed": 0.04, "qa1": 0.06, "frequent": 0.05,
     },
     "last": {
-        "late": 0.08, "late5": 0.12, "seen": 0.05, "hot": 0.06, "passkey": 0.12, "tracking": 0.09,
-        "text": 0.40, "needle": 0.04, "mixed": 0.04,
+        "late": 0.06, "late5": 0.10, "seen": 0.05, "hot": 0.05, "passkey": 0.08, "tracking": 0.09,
+        "text": 0.50, "needle": 0.04, "mixed": 0.03,
     },
 }  # fmt: skip
 """Shares of the sequences: "basic" until retrieval works, then "broad", at the end "last": what
@@ -52,6 +52,8 @@ NAMED = ("late", "late5", "seen", "hot")
 """Kinds whose keys are only compared, never written: an embedding may stand in for a key's."""
 FIXED = ("passkey", "qa1", "mixed")
 """Kinds without keys of their own to disturb."""
+FOLDED = ("late5", "passkey")
+"""Kinds with five digits in a row, some of whose sequences get by with a few different ones."""
 WRITTEN = ("tracking", "frequent")
 """Kinds whose answers are keys. There the held-out keys are left out of the softmax: else each
 answer would teach the model never to write them."""
@@ -88,6 +90,7 @@ class Mix:
     FILLER_SHARE = 0.25  # of the filler's tokens are learnt, at random: cheaper, as good
     DISTURBED_SHARE = 0.7
     MARKED_SHARE = 0.6  # of the last stage's plain texts
+    FOLDED_SHARE = 0.5
     NUM_COMMON = 200  # the most common tokens lend nothing
 
     def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, *, seed: int) -> None:
@@ -99,6 +102,7 @@ class Mix:
         sizes = np.array([len(filler) for filler in fillers], dtype=np.float64) ** 0.7
         self.shares = sizes / sizes.sum()
         self.donors = self._rare_tokens()
+        self.digits = np.array([[self.encode(f"{s}{d}")[0] for d in range(10)] for s in ("", " ")])
         self.held_out = [self.encode(f" {key}")[0] for key in key_words("held_out")]
 
     def _rare_tokens(self) -> NDArray[np.int64]:
@@ -136,7 +140,10 @@ class Mix:
             weights = np.full(num_tokens, self.TEXT_WEIGHT / num_tokens, dtype=np.float32)
             return Sample(ids, weights, kind)
         kind, instance = _draw(kind, source, num_tokens, rng)
-        return self._weigh(kind, instance, rng)
+        made = self._weigh(kind, instance, rng)
+        if breadth == "last" and kind in FOLDED and rng.random() < self.FOLDED_SHARE:
+            made = replace(made, ids=self._folded(made.ids, rng))
+        return made
 
     def _weigh(self, kind: str, instance: Instance, rng: Rng) -> Sample:
         listed, starts = instance.stream()
@@ -158,6 +165,13 @@ class Mix:
             ids = self._replaced(ids, key_ids, rng)
         disturbed = tuple(key_ids) if is_disturbed and kind in NAMED else ()
         return Sample(ids, weights.astype(np.float32), kind, answers, disturbed, kind in WRITTEN)
+
+    def _folded(self, ids: NDArray[np.int64], rng: Rng) -> NDArray[np.int64]:
+        """Write every number with one to four different digits, so that 82223 is no rare sight."""
+        table = np.arange(self._tokenizer.get_vocab_size())
+        few = rng.choice(10, size=int(rng.integers(1, 5)), replace=False)
+        table[self.digits] = self.digits[:, rng.choice(few, size=10)]
+        return table[ids]
 
     def _replaced(self, ids: NDArray[np.int64], key_ids: list[int], rng: Rng) -> NDArray[np.int64]:
         """Put a donor in the place of each key, questions and answers included."""

@@ -196,3 +196,16 @@ def test_marked_text_keeps_its_length_and_its_order(mix: Any, num_tokens: int) -
         assert np.array_equal(own, ids[: own.size])
         if num_tokens == 2048:
             assert 0 < num_tokens - own.size < num_tokens * 0.3
+
+
+def test_folded_numbers_keep_their_places_and_have_few_digits(made: Any, tokenizer: Any) -> None:
+    ids = np.array(tokenizer.encode(" The pass key is 92831. It rains. The pass key is 92831").ids)
+    for seed in range(20):
+        folded = made._folded(ids, np.random.default_rng(seed))
+        numbers = tokenizer.decode(folded.tolist()).replace(".", "").split()
+        first, second = (word for word in numbers if word.isdigit())
+        assert first == second
+        assert len(first) == 5
+        assert len(set(first)) <= 4
+        is_digit = np.isin(ids, made.digits)
+        assert np.array_equal(folded[~is_digit], ids[~is_digit])
