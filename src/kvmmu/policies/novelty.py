@@ -8,8 +8,8 @@ Parameters:
     decay = 0.99609375      what is left of a maximum after each further token, in (0, 1]; 1 - 2**-8
     grace = 1               age in tokens from which on attention counts; 1 leaves out a token's own
     pool = 2                neighbours to each side, by position, whose maximum a token shares
-Differs from the paper: the anchor is a sum that never forgets the evicted, and the pooled attention
-of SnapKV (Li et al., arXiv:2404.14469) is added as a running maximum, pooled where slots are ranked.
+Differs from the paper: the anchor is a sum that never forgets the evicted; the pooled attention
+of SnapKV (Li et al., arXiv:2404.14469) is added as a running maximum, pooled where slots rank.
 docs/score-study.md tells what each part brings.
 Cost: software sorts the slots by position to pool them, O(C log C) a step; hardware would keep in
 each slot links to the slots of its neighbours.
