@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("server",),
     ("evals",),
-    ("cli", "__main__"),
+    ("cli",),
 )
 GROUND = frozenset(FLOORS[0])
 # Side wings stand on floor 0 alone; only the top floor enters them.
@@ -102,9 +102,12 @@ class Import:
 
 
 def room_of(path: Path, package: Path) -> str:
-    """Name the room a file belongs to; empty for the package's own __init__."""
-    parts = path.relative_to(package).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
+    """Name the room a file belongs to; empty for the package's own __init__.
+
+    __main__ is the command line's door.
+    """
+    room = path.relative_to(package).with_suffix("").parts[0]
+    return {"__init__": "", "__main__": "cli"}.get(room, room)
 
 
 def imports(tree: ast.AST, path: Path, package: Path) -> Iterator[Import]:

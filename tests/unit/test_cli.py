@@ -37,10 +37,8 @@ def run(*args, **options):
 
 def fresh(*args):
     """Run the command line as a user does, in an interpreter of its own."""
-    code = "from kvmmu.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "kvmmu", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def refused(result, *parts):

@@ -44,6 +44,14 @@ def test_what_another_tool_judges_is_listed_with_its_file(tmp_path):
     assert "to be judged" in markdown(made)
 
 
+def test_answers_of_another_size_do_not_overwrite_each_other(tmp_path):
+    samples = [[f"HumanEval/{i}", "return 1"] for i in range(3)]
+    lines = [published("rce", [], task="humaneval", samples=samples[:num]) for num in (3, 1, 2)]
+    write_samples(tmp_path, lines)
+    sizes = sorted(len(f.read_text().splitlines()) for f in tmp_path.glob("samples/*.jsonl"))
+    assert sizes == [1, 2, 3]
+
+
 def test_perplexity_is_that_of_the_documents():
     nats = [-1.0, -3.0]
     lines = [published(policy, [[1.0, 1], [0.0, 1]], task="lambada", log_likelihoods=nats)

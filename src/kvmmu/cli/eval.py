@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -115,14 +114,13 @@ def evaluate(
 def write_samples(output: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write answers that another tool must judge (HumanEval's programs), one file a cache."""
     from kvmmu.evals.loaders.humaneval import write_samples as write
+    from kvmmu.report.evaluation.published import samples_file
 
     for line in lines:
         if not line.get("samples"):
             continue
-        name = f"{line['task']}-{line['label']}-{line['compression']:g}x-{line['granularity']}"
-        folder = output / "samples"
-        folder.mkdir(exist_ok=True)
-        file = folder / (re.sub(r"[^\w.=-]+", "_", name) + ".jsonl")
+        file = output / samples_file(line)
+        file.parent.mkdir(exist_ok=True)
         write(file, [(task_id, text) for task_id, text in line["samples"]])
 
 

@@ -72,6 +72,10 @@ def _perplexity(line: Line) -> float | None:
 
 
 def samples_file(line: Line) -> str:
-    """Name the file that kvmmu eval writes a line's samples to, within the output folder."""
-    name = f"{line['task']}-{line['label']}-{line['compression']:g}x-{line.get('granularity')}"
+    """Name the file that kvmmu eval writes a line's samples to, within the output folder.
+
+    The number of documents is in it: another --size in the same folder is another file.
+    """
+    cache = f"{line['label']}-{line['compression']:g}x-{line.get('granularity')}"
+    name = f"{line['task']}-{len(line['samples'])}-{cache}"
     return "samples/" + re.sub(r"[^\w.=-]+", "_", name) + ".jsonl"
