@@ -4,7 +4,7 @@ Rule: the token whose key is most like all keys so far, and which nobody read, l
 D + weight * M, where D = -cos(key, sum of ALL keys seen, evicted ones included) and M is the
 decayed maximum of the attention on a token or on its neighbours in the text.
 Parameters:
-    weight = 0.7            what a maximum of attention counts against a cosine
+    weight = 0.35           what a maximum of attention counts against a cosine
     decay = 0.99609375      what is left of a maximum after each further token, in (0, 1]; 1 - 2**-8
     grace = 1               age in tokens from which on attention counts; 1 leaves out a token's own
     pool = 2                neighbours to each side, by position, whose maximum a token shares
@@ -34,7 +34,7 @@ __all__ = ["Novelty"]
 class Novelty(Policy):
     """Keep keys unlike all others, and what was read. Raises ValueError out of range."""
 
-    weight: float = 0.7
+    weight: float = 0.35
     decay: float = 1 - 2**-8
     grace: int = 1
     pool: int = 2
