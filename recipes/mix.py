@@ -36,8 +36,8 @@ SHARES: dict[Breadth, dict[str, float]] = {
         "needle": 0.06, "mixed": 0.04, "qa1": 0.06, "frequent": 0.05,
     },
     "last": {
-        "late": 0.06, "late5": 0.10, "seen": 0.05, "hot": 0.05, "passkey": 0.08, "tracking": 0.09,
-        "text": 0.50, "needle": 0.04, "mixed": 0.03,
+        "late": 0.06, "late5": 0.14, "seen": 0.05, "hot": 0.05, "passkey": 0.16, "tracking": 0.09,
+        "text": 0.40, "needle": 0.03, "mixed": 0.02,
     },
 }  # fmt: skip
 """Shares of the sequences: "basic" until retrieval works, then "broad", at the end "last": what
@@ -90,7 +90,7 @@ class Mix:
     FILLER_SHARE = 0.25  # of the filler's tokens are learnt, at random: cheaper, as good
     DISTURBED_SHARE = 0.7
     MARKED_SHARE = 0.6  # of the last stage's plain texts
-    FOLDED_SHARE = 0.5
+    FOLDED_SHARE = 0.7
     NUM_COMMON = 200  # the most common tokens lend nothing
 
     def __init__(self, texts: dict[str, str], tokenizer: Tokenizer, *, seed: int) -> None:

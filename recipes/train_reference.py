@@ -71,7 +71,7 @@ RECIPES = {
     "1m-mha": Recipe(model=ModelConfig(num_kv_heads=4)),
     "4m": Recipe(
         model=ModelConfig(hidden_size=256, intermediate_size=704, num_layers=6),
-        num_tokens=30_500_000,
+        num_tokens=32_000_000,
         matrix_rate=0.005,
         vector_rate=5e-4,
         broad_from=2_200,
