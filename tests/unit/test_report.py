@@ -55,6 +55,7 @@ def test_words_state_where_eviction_loses():
     lost = "rce and snapkv on hot set, question seen and late query."
     assert f"Eviction loses at 1/8, beyond two standard errors: {lost}" in text
     assert "Late questions are what rce and snapkv cannot serve" in text
+    assert "Where questions come late take a full cache or more slots." in text
     assert "Late query: full cache 96%; snapkv 40%, rce 20%" in text
     assert "8.0 times less" in text
     assert "snapkv reads the whole prompt" in text
@@ -77,6 +78,7 @@ def test_words_name_the_policy_that_loses_nothing():
     text = " ".join(demo_words(one))
     assert "No such loss: snapkv." in text
     assert "Late questions are what rce cannot serve" in text
+    assert "Where questions come late take snapkv, a full cache or more slots." in text
 
 
 def test_words_claim_no_loss_where_none_shows():

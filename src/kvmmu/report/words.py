@@ -95,11 +95,12 @@ def _losses(tasks: list[str], full: dict[str, Any], slots: list[dict[str, Any]])
         words += f" No such loss: {_listed(unharmed)}."
     said = [words]
     if late := [policy for policy, names in lost.items() if "late_query" in names]:
+        rest = [policy for policy in lost if policy not in late]
+        instead = f"{_listed(rest)}, a full cache" if rest else "a full cache"
         said.append(
             f"Late questions are what {_listed(late)} cannot serve at {at}: a fact that nobody has "
             "asked for yet draws no attention, so nothing that ranks by attention or by age "
-            "knows that it will be needed. Keep a full cache, or more slots, where questions come "
-            "late."
+            f"knows that it will be needed. Where questions come late take {instead} or more slots."
         )
     return said
 
