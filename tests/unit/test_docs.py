@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import lzma
 import re
 import sys
 from pathlib import Path
@@ -17,6 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import kvmmu
 from kvmmu.hf.families import FAMILIES, Family
 from kvmmu.hf.support import describe
+from kvmmu.report.evaluation.results import read_results
+from kvmmu.report.evaluation.summary import summarise
+from kvmmu.report.evaluation.tables import markdown
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
@@ -74,6 +79,19 @@ def pages() -> list[Path]:
 def test_generated_pages_and_included_files_are_up_to_date(docs: Any) -> None:
     stale = docs("generate").stale()
     assert not stale, f"run python docs/generate.py; it would change {', '.join(stale)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", sorted((DOCS / "results").glob("*/")), ids=lambda p: p.name)
+def test_kept_evaluation_is_what_the_report_makes_of_its_lines(
+    home: Path, docs: Any, tmp_path: Path
+) -> None:
+    lines = lzma.decompress((home / "results.jsonl.xz").read_bytes())
+    (tmp_path / "results.jsonl").write_bytes(lines)
+    made = summarise(read_results(tmp_path / "results.jsonl"))
+    kept = docs("result_tables").summary(home.name)
+    assert json.loads(json.dumps(made)) == kept
+    assert (home / "table.md").read_text("utf-8").endswith(markdown(kept))
 
 
 def test_pictures_are_up_to_date(docs: Any) -> None:
