@@ -43,7 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
 GENERATED = "<!-- Made by docs/generate.py; change the code, not this page. -->"
 
 _BLOCK = r"(<!-- {kind}: (\S+) -->\n+```\w*\n)(.*?)(\n```)"
-_TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)((?<=\n)<!-- end -->)", re.DOTALL)
 
 _NEEDS = {
     "mass": "the attention that each slot got, summed over queries",
@@ -430,7 +430,7 @@ def filled(text: str, *, outputs: Callable[[Path], str] | None = None) -> str:
     text = re.sub(
         _BLOCK.format(kind="include"), put(lambda n: snippet(REPO / n)), text, flags=re.DOTALL
     )
-    text = _TABLE.sub(put(_table), text)
+    text = _TABLE.sub(put(lambda name: _table(name) + "\n"), text)
     if outputs is not None:
         run = outputs
         text = re.sub(

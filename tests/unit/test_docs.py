@@ -161,6 +161,15 @@ def test_policy_without_its_sections_is_named(docs: Any, monkeypatch: pytest.Mon
         generate.policies_page()
 
 
+def test_empty_tables_are_filled_and_what_is_between_them_stays(docs: Any) -> None:
+    block = "<!-- table: steps -->\n<!-- end -->\n"
+    filled = docs("generate").filled(f"{block}between\n{block}after\n")
+    assert filled.count("<!-- table: steps -->\n|") == filled.count("|\n<!-- end -->\n") == 2
+    assert "\nbetween\n" in filled
+    assert filled.endswith("after\n")
+    assert docs("generate").filled(filled) == filled
+
+
 def test_blocks_are_filled_from_files(docs: Any) -> None:
     generate = docs("generate")
     page = "<!-- include: examples/01_constant_cache.py -->\n```python\nold\n```\nend\n"

@@ -55,15 +55,19 @@ class Score:
 
 def read_context(
     model: Any, cache: Any, ids: Tensor, *, chunk: int, tick: Tick | None = None
-) -> Tensor:
-    """Feed a context in calls of at most chunk tokens. ids [B,S] -> logits after it [B,V]."""
+) -> Tensor | None:
+    """Feed a context in calls of at most chunk tokens.
+
+    ids [B,S] -> logits after it [B,V], None after an empty one.
+    """
     S = ids.shape[1]
+    last: Tensor | None = None
     for begin in range(0, S, chunk):
         piece = ids[:, begin : min(begin + chunk, S)]
         out = model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
         if tick:
             tick(piece.shape[1])
-    last: Tensor = out.logits[:, -1]
+        last = out.logits[:, -1]
     return last
 
 
@@ -79,7 +83,9 @@ def feed(
     first, N = stream.num_context, stream.num_tokens
     B = stream.ids.shape[0]
     ids = stream.ids.to(model.device, copy=True)  # the model's own words go in
-    logits = read_context(model, cache, ids[:, :first], chunk=chunk, tick=tick).float()
+    after = read_context(model, cache, ids[:, :first], chunk=chunk, tick=tick)
+    assert after is not None, "a stream's context holds a token"
+    logits = after.float()
     guesses = torch.full((B, N - first - 1), -1, dtype=torch.long, device=ids.device)
     losses = torch.zeros((B, N - first - 1), device=ids.device)
     writer = _Writer(stream, ids)

@@ -26,8 +26,8 @@ class KeyDiff(Policy):
 
     @property
     def ops_per_slot(self) -> int:
-        """Multiply and add over a key of 64 dimensions, as an order of magnitude."""
-        return 64
+        """Count |k|, the sum into the anchor and the product with it, over 64 dimensions each."""
+        return 3 * 64
 
     @property
     def needs(self) -> frozenset[str]:

@@ -125,7 +125,7 @@ def _ratio(row: Row) -> tuple[str, float | None]:
 def cost_grid(rows: Sequence[Row], which: str) -> Grid:
     """Lay out costs, one row a setting and compression."""
     head = ["setting", "cache", "tokens", "C", "T", "peak tokens", "KV KiB", "KV / full",
-            "ops / slot", "decode / StaticCache", "quartiles"]  # fmt: skip
+            "ops / slot", "decode / StaticCache", "quartiles", "timed: batch x tokens"]  # fmt: skip
     body = []
     for row in rows:
         ends, kv = row["ratio_quartiles"], row["kv_bytes"]
@@ -140,9 +140,16 @@ def cost_grid(rows: Sequence[Row], which: str) -> Grid:
                 _number(row["ops_per_slot"], "g"),
                 _number(row["ratio_to_static"], ".2f"),
                 (f"{ends[0]:.2f}–{ends[1]:.2f}" if ends else "–", ends[0] if ends else None),
+                _timed(row),
             ]
         )
     return _grid(f"Costs {which}, of the longest text", head, body)
+
+
+def _timed(row: Row) -> tuple[str, float | None]:
+    """Tell what the decode speed was measured on: it need not be the row's own text."""
+    length = row["speed_num_tokens"]
+    return (f"{row['batch']} x {length:,}", length) if length else ("–", None)
 
 
 def _number(value: float | None, form: str = ",") -> tuple[str, float | None]:
