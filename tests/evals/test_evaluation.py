@@ -127,6 +127,20 @@ def test_more_policies_are_added_to_what_there_is(lm: Any, stub: Stub, tmp_path:
     assert len(stub.cells) - before == 4 * 2
 
 
+def test_line_of_other_parameters_is_refused_and_kept(lm: Any, stub: Stub, tmp_path: Path) -> None:
+    """A default that has changed must not share a folder, and a name, with its old figures."""
+    run(lm, tmp_path)
+    file = tmp_path / NAME
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    old = next(line for line in lines if "|rce 1/" in line.get("key", ""))
+    old |= {"label": "rce", "policy_params": kvmmu.RCE(decay=0.5).params()}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before, asked = file.read_bytes(), len(stub.cells)
+    with pytest.raises(ValueError, match=r"holds results of 'rce' with decay 0\.5, got 0\.98"):
+        run(lm, tmp_path)
+    assert (file.read_bytes(), len(stub.cells)) == (before, asked)
+
+
 def test_case_below_the_floor_is_skipped_and_no_policy_is_asked(
     lm: Any, stub: Stub, tmp_path: Path
 ) -> None:
