@@ -30,19 +30,20 @@ def keep(folder: Path, name: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     for file in ("results.jsonl", "summary.json"):
         (home / f"{file}.xz").write_bytes(lzma.compress((folder / file).read_bytes()))
-    (home / "table.md").write_text(_page(name, (folder / "table.md").read_text("utf-8")), "utf-8")
     for old in home.glob("*.png"):
         old.unlink()
     for picture in sorted((folder / "plots").glob("*.png")):
         with Image.open(picture) as image:
             flat = image.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
         flat.save(home / picture.name, optimize=True)
+    (home / "table.md").write_text(_page(home, (folder / "table.md").read_text("utf-8")), "utf-8")
     return home
 
 
-def _page(name: str, tables: str) -> str:
-    head = f"# Every table of the evaluation {name}\n\nBack to [results](../../results.md)."
-    return f"{head}\n\n{tables}"
+def _page(home: Path, tables: str) -> str:
+    drawn = ", ".join(f"[{p.stem}]({p.name})" for p in sorted(home.glob("*.png")))
+    head = f"# Every table of the evaluation {home.name}\n\nBack to [results](../../results.md)."
+    return f"{head} Pictures: {drawn}.\n\n{tables}"
 
 
 @cache

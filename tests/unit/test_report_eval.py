@@ -15,6 +15,7 @@ from kvmmu.report.evaluation import (
     summarise,
 )
 from kvmmu.report.evaluation.bootstrap import unseen
+from kvmmu.report.evaluation.tables import markdown
 
 
 def only(rows, **wanted):
@@ -130,13 +131,15 @@ def test_rows_tell_what_their_setting_costs():
         lines += [answers("full", [[1.0, 1]] * 4, num_tokens=n),
                   answers("rce", [[1.0, 1]] * 4, num_tokens=n) | own]  # fmt: skip
     lines += [{"kind": "speed", "label": "rce", "granularity": "head", "compression": 8.0,
-               "num_tokens": n, "ratio_to_static": n / 1000} for n in (100, 2000)]  # fmt: skip
+               "num_tokens": n, "batch": 8, "ratio_to_static": n / 1000}
+              for n in (100, 2000)]  # fmt: skip
     made = summary_of(lines)
     short = only(made["cells"], name="rce", num_tokens=64)
     assert {name: short[name] for name in costs} == costs
     assert (short["ratio_to_static"], short["speed_num_tokens"]) == (0.1, 100)
     row = only(made["families"], name="rce")  # of the longest
     assert (row["num_tokens"], row["kv_bytes"], row["speed_num_tokens"]) == (1024, 65536, 2000)
+    assert "| 2.00 | – | 8 x 2,000 |" in markdown(made)  # what was timed is not the row's text
 
 
 def test_seeds_are_pooled():
