@@ -124,7 +124,7 @@ def _price_panel(ax: Axes, rows: Sequence[Row], field: str, made: Row) -> None:
     ends = np.array([_ends(row, field) for row in rows])
     spread = max(float(np.ptp(ends)), 0.5)
     ax.set_xlim(ends.min() - 0.08 * spread, ends.max() + 0.2 * spread)
-    ax.set_ylim(min(-0.03, float((y - bars[0]).min())), 1.05)
+    ax.set_ylim(min(0.0, float((y - bars[0]).min())) - 0.05, 1.05)  # a mark is not cut by the axis
     for n, row in enumerate(rows):
         look = drawn[row["name"]]
         wide = np.abs(ends[n, :, None] - x[n])  # [2,1]
