@@ -28,7 +28,6 @@ from kvmmu.evals.evaluate import FULL, Evaluation
 from kvmmu.evals.results import ResultsFile
 from kvmmu.evals.settings import Setting
 from kvmmu.evals.source import Source, shipped_book
-from kvmmu.evals.speed import common_length
 
 ABOUT = {"model": "m", "fingerprint": "f", "dtype": "float32"}
 NAME = "results.jsonl"
@@ -126,37 +125,6 @@ def test_more_policies_are_added_to_what_there_is(lm: Any, stub: Stub, tmp_path:
     run(lm, tmp_path, settings=more)
     assert {cell.setting for cell in stub.cells[before:]} == {more[-1]}
     assert len(stub.cells) - before == 4 * 2
-
-
-def test_line_of_other_parameters_is_refused_and_kept(lm: Any, stub: Stub, tmp_path: Path) -> None:
-    """A default that has changed must not share a folder, and a name, with its old figures."""
-    run(lm, tmp_path)
-    file = tmp_path / NAME
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    old = next(line for line in lines if "|rce 1/" in line.get("key", ""))
-    old |= {"label": "rce", "policy_params": kvmmu.RCE(decay=0.5).params()}
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    before, asked = file.read_bytes(), len(stub.cells)
-    with pytest.raises(ValueError, match=r"holds results of 'rce' with decay 0\.5, got 0\.98"):
-        run(lm, tmp_path)
-    assert (file.read_bytes(), len(stub.cells)) == (before, asked)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "timed"),
-    [
-        ((512, 64, 64, 128), 64),  # the most common
-        ((512, 64), 64),  # the shortest, if tied
-        ((10**6, 10**6, 512), 512),  # nothing that the model cannot read
-        ((10**6,), 1024),  # some length, if there is none
-    ],
-)
-def test_decode_is_timed_at_the_most_common_length(
-    lm: Any, lengths: tuple[int, ...], timed: int
-) -> None:
-    cases = [Case("niah_multikey", "late", n, 8) for n in lengths]
-    pages = Case(PERPLEXITY, "online", 256, 8, text="frankenstein")
-    assert common_length([pages, pages, pages, *cases], lm) == timed
 
 
 def test_case_below_the_floor_is_skipped_and_no_policy_is_asked(

@@ -298,3 +298,10 @@ def test_speed_is_written_while_the_folder_is_locked(
 def test_length_of_the_speed_is_one_that_the_model_reads(short: Any) -> None:
     long, fit = (Case("hold", "online", n, 1) for n in (256, 64))
     assert [speed.common_length(c, short) for c in ((long, long, fit), (long,))] == [64, 129]
+
+
+def test_length_of_the_speed_is_the_most_common_and_the_shortest_if_tied(lm: Any) -> None:
+    pages = Case(PERPLEXITY, "online", 256, 8, text="frankenstein")
+    for lengths, timed in (((512, 64, 64, 128), 64), ((64, 512, 512), 512), ((512, 64), 64)):
+        cases = [Case("niah_multikey", "late", n, 8) for n in lengths]
+        assert speed.common_length([pages, pages, pages, *cases], lm) == timed
