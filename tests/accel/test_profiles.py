@@ -223,6 +223,16 @@ def test_duplex_runs_attention_at_four_times_the_bandwidth():
     assert more.time_s - few.time_s == pytest.approx(extra_bytes / (4 * 3.352e12))
 
 
+def test_wide_groups_make_logic_pim_compute_bound():
+    """Beyond 4 MACs a byte, attention takes its MACs over 81,920 at 650 MHz."""
+    wide = dataclasses.replace(
+        WORKLOAD, weight_bytes=0.0, macs_per_lane=0.0, attention_macs_per_lane=1e12, batch=1
+    )
+    step = load_profile("duplex").decode_step(wide)
+    assert step.bound == "compute"
+    assert step.time_s == pytest.approx(1e12 / (81920 * 650e6))
+
+
 def test_one_query_a_head_leaves_fusemax_one_column():
     lone = dataclasses.replace(WORKLOAD, weight_bytes=0.0, macs_per_lane=0.0, kv_bytes_per_lane=0.0)
     step = load_profile("fusemax").decode_step(lone)
