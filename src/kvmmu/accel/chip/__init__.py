@@ -1,0 +1,3 @@
+"""The chip: buffers, array, softmax, vector unit and KV-MMU as prices, leakage and area."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Specifications: what an accelerator and a model are; every number has its source."""
+
+from __future__ import annotations
