@@ -1,0 +1,249 @@
+"""Max-plus: a task starts when its unit, its inputs and its buffer are free. Integer cycles.
+
+Tasks run in program order, each unit one at a time:
+
+    start = max(free[unit], register[wait], buffer)      end = start + duration
+    buffer of a fetch = when the tile that lay in this slot was used up
+    buffer of a use   = when this tile's fetch ended
+
+A task may set one register to its end. A program is a short list of operations, each of which is
+unrolled into its tiles here; an operation's cycles are spread over its tiles in whole numbers that
+add up exactly. Operations are rows of COLUMNS:
+
+    SINGLE  one task of `unit`: a cycles
+    GEMM    tiles times (fetch, product): a fetch, b array cycles in all, through the weight ring
+    ONLINE  tiles times (fetch, logits, softmax, sums): a, b, c, d. In turn: making the logits of
+            the next tile before the sums of this one would hold both halves of the buffer and
+            leave the DRAM waiting (two thirds of its time, measured on LLaMA-7B)
+    SWEEPS  all K tiles with the first softmax pass behind them, `late` further softmax cycles, then
+            all V tiles: a fetch in all, b logits, c first pass, d sums
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ARRAY",
+    "COLUMNS",
+    "DRAM",
+    "GEMM",
+    "KV_RING",
+    "MMU",
+    "NOTHING",
+    "NUM_REGISTERS",
+    "ONLINE",
+    "SINGLE",
+    "SOFTMAX",
+    "SWEEPS",
+    "State",
+    "UNITS",
+    "VECTOR",
+    "WEIGHT_RING",
+    "run_layers",
+    "run_program",
+]
+
+UNITS = ("dram", "array", "softmax", "vector", "mmu")
+DRAM, ARRAY, SOFTMAX, VECTOR, MMU = range(5)
+WEIGHT_RING, KV_RING = range(2)
+NOTHING = -1
+NO_ROLE, FETCH, USE, USE_LAST = range(4)
+SINGLE, GEMM, ONLINE, SWEEPS = range(4)
+COLUMNS = ("kind", "unit", "tiles", "a", "b", "c", "d", "late", "wait", "put")
+NUM_REGISTERS = 12
+LOGITS, WEIGHTS = 10, 11
+"""Registers used inside an operation; 0 to 9 are the program's."""
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass
+class State:
+    """When everything is next free, in cycles; `depth` slots in each ring."""
+
+    depth: int
+    free: IntArray = field(default_factory=lambda: np.zeros(len(UNITS), dtype=np.int64))
+    registers: IntArray = field(default_factory=lambda: np.zeros(NUM_REGISTERS, dtype=np.int64))
+    base: IntArray = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        self.ready = np.zeros((2, self.depth), dtype=np.int64)
+        self.used = np.zeros((2, self.depth), dtype=np.int64)
+
+    @property
+    def end(self) -> int:
+        """Cycle at which everything has ended."""
+        return int(self.free.max())
+
+    def shape(self, now: int, units: list[int]) -> tuple[int, ...]:
+        """Return the state relative to `now` as far as it can hold up tasks of `units`.
+
+        Rings are turned to their next slot. No task starts before its unit is free, so that what
+        ended before the first of `units` is free holds nothing up.
+        """
+        free = self.free[units]
+        turned = [np.roll(x[r], -self.base[r]) for x in (self.ready, self.used) for r in (0, 1)]
+        gates = np.maximum(np.concatenate([self.registers, *turned]), free.min())
+        return tuple((np.concatenate([free, gates]) - now).tolist())
+
+    def advance(self, cycles: int) -> None:
+        """Let `cycles` pass for everything."""
+        for array in (self.free, self.registers, self.ready, self.used):
+            array += cycles
+
+
+@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _task(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    free, registers, ready, used, base, unit, duration, role, ring, slot, wait, put
+):
+    """Run one task."""
+    start = free[unit]
+    if wait >= 0:
+        start = max(start, registers[wait])
+    place = 0
+    if role != NO_ROLE:
+        place = (slot + base[ring]) % ready.shape[1]
+        gate = used[ring, place] if role == FETCH else ready[ring, place]
+        start = max(start, gate)
+    end = start + duration
+    if role == FETCH:
+        ready[ring, place] = end
+    elif role == USE_LAST:
+        used[ring, place] = end
+    free[unit] = end
+    if put >= 0:
+        registers[put] = end
+
+
+@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _share(total, i, n):  # type: ignore[no-untyped-def]
+    """Return part i of n of a whole number; parts differ by 1 at most and add up."""
+    return (i + 1) * total // n - i * total // n
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _gemm(s, n, a, b, wait, put):  # type: ignore[no-untyped-def]
+    free, registers, ready, used, base = s
+    for i in range(n):
+        _task(
+            free, registers, ready, used, base,
+            DRAM, _share(a, i, n), FETCH, WEIGHT_RING, i, NOTHING, NOTHING,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            ARRAY, _share(b, i, n), USE_LAST, WEIGHT_RING, i,
+            wait if i == 0 else NOTHING, put if i == n - 1 else NOTHING,
+        )  # fmt: skip
+    base[WEIGHT_RING] = (base[WEIGHT_RING] + n) % ready.shape[1]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _online(s, n, a, b, c, d, wait, put):  # type: ignore[no-untyped-def]
+    free, registers, ready, used, base = s
+    for i in range(n):
+        _task(
+            free, registers, ready, used, base,
+            DRAM, _share(a, i, n), FETCH, KV_RING, i, NOTHING, NOTHING,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            ARRAY, _share(b, i, n), USE, KV_RING, i, wait if i == 0 else NOTHING, LOGITS,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            SOFTMAX, _share(c, i, n), NO_ROLE, 0, 0, LOGITS, WEIGHTS,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            ARRAY, _share(d, i, n), USE_LAST, KV_RING, i, WEIGHTS, put if i == n - 1 else NOTHING,
+        )  # fmt: skip
+    base[KV_RING] = (base[KV_RING] + n) % ready.shape[1]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    free, registers, ready, used, base = s
+    keys = a - a // 2  # cycles for K; V takes the other half
+    for i in range(n):
+        _task(
+            free, registers, ready, used, base,
+            DRAM, _share(keys, i, n), FETCH, KV_RING, i, NOTHING, NOTHING,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            ARRAY, _share(b, i, n), USE_LAST, KV_RING, i, wait if i == 0 else NOTHING, LOGITS,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            SOFTMAX, _share(c, i, n), NO_ROLE, 0, 0, LOGITS, NOTHING,
+        )  # fmt: skip
+    _task(
+        free, registers, ready, used, base, SOFTMAX, late, NO_ROLE, 0, 0, NOTHING, WEIGHTS
+    )  # fmt: skip
+    for i in range(n):
+        _task(
+            free, registers, ready, used, base,
+            DRAM, _share(a // 2, i, n), FETCH, KV_RING, n + i, NOTHING, NOTHING,
+        )  # fmt: skip
+        _task(
+            free, registers, ready, used, base,
+            ARRAY, _share(d, i, n), USE_LAST, KV_RING, n + i,
+            WEIGHTS if i == 0 else NOTHING, put if i == n - 1 else NOTHING,
+        )  # fmt: skip
+    base[KV_RING] = (base[KV_RING] + 2 * n) % ready.shape[1]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _run(program, free, registers, ready, used, base):  # type: ignore[no-untyped-def]
+    """Run operations [N, 10] in order, updating the state in place."""
+    s = (free, registers, ready, used, base)
+    for k in range(program.shape[0]):
+        kind, unit, n, a, b, c, d, late, wait, put = program[k]
+        if kind == GEMM:
+            _gemm(s, n, a, b, wait, put)
+        elif kind == ONLINE:
+            _online(s, n, a, b, c, d, wait, put)
+        elif kind == SWEEPS:
+            _sweeps(s, n, a, b, c, d, late, wait, put)
+        else:
+            _task(free, registers, ready, used, base, unit, a, NO_ROLE, 0, 0, wait, put)
+
+
+def run_program(state: State, program: IntArray) -> None:
+    """Run a program's operations [N, 10]."""
+    _run(program, state.free, state.registers, state.ready, state.used, state.base)
+
+
+def _units(program: IntArray) -> list[int]:
+    """List the units that a program's operations run on."""
+    kinds = set(program[:, 0].tolist())
+    used = set(program[program[:, 0] == SINGLE, 1].tolist())
+    used |= {DRAM, ARRAY} if kinds - {SINGLE} else set()
+    used |= {SOFTMAX} if kinds & {ONLINE, SWEEPS} else set()
+    return sorted(used)
+
+
+def run_layers(state: State, program: IntArray, *, count: int, exact: bool = False) -> None:
+    """Run `count` equal layers.
+
+    Once a layer ends in the state in which the one before it ended, only later, every further
+    layer takes the same time (max-plus maps commute with adding a constant): the rest is added.
+    With exact=True every layer is stepped through.
+    """
+    units = _units(program)
+    before: tuple[int, ...] | None = None
+    last_end = state.end
+    for done in range(1, count + 1):
+        turn = state.base.copy()
+        run_program(state, program)
+        now, shape = state.end, state.shape(state.end, units)
+        if not exact and shape == before:
+            state.advance((now - last_end) * (count - done))
+            state.base = (state.base + (count - done) * (state.base - turn)) % state.depth
+            return
+        before, last_end = shape, now

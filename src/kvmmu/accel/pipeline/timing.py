@@ -1,0 +1,221 @@
+"""Time and counts of steps and of segments of equal steps, with shortcuts that say what they are.
+
+Exact: layers that repeat (maxplus.run_layers), steps that repeat (steps do not overlap, so `count`
+steps take `count` times as long). Interpolated: a segment in which a growing cache makes every
+step a little longer is timed at knots that are halved until the line between two of them meets the
+step in the middle within TOLERANCE; `exact=True` times every step instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from kvmmu.accel.designs import Design
+from kvmmu.accel.pipeline.attention import AttentionPlan, plan_attention
+from kvmmu.accel.pipeline.counts import Counts, counts, zero_counts
+from kvmmu.accel.pipeline.gemm import GemmPlan, plan_gemm
+from kvmmu.accel.pipeline.machine import Machine
+from kvmmu.accel.pipeline.maxplus import IntArray, State, run_layers, run_program
+from kvmmu.accel.pipeline.program import INPUT, layer_program, serial_cycles, step_head
+from kvmmu.accel.workload.steps import LayerRun, Segment, Step
+from kvmmu.units import bytes_of_bits
+
+__all__ = ["TOLERANCE", "Cost", "StepTimer", "derive_step"]
+
+TOLERANCE = 2e-4
+"""Relative distance of the middle step from the line, at which knots are close enough."""
+
+DEPTH = 2  # slots of each ring: one is used while the other is filled
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Cycles with units overlapped, cycles with nothing overlapped, and what was done."""
+
+    overlapped_cycles: float
+    serial_cycles: float
+    counts: Counts
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.overlapped_cycles + other.overlapped_cycles,
+            self.serial_cycles + other.serial_cycles,
+            self.counts + other.counts,
+        )
+
+    def times(self, factor: float) -> Cost:
+        """Return the cost of `factor` such things."""
+        return Cost(
+            self.overlapped_cycles * factor, self.serial_cycles * factor, self.counts * factor
+        )
+
+    @classmethod
+    def nothing(cls) -> Cost:
+        """Return the cost of nothing."""
+        return cls(0, 0, zero_counts())
+
+
+def derive_step(
+    step: Step, seen: tuple[int, ...], design: Design, slots: tuple[int, ...], *, num_tables: int
+) -> Step:
+    """Return the step that `design` makes of the same queries; seen [B] tokens before the step.
+
+    slots [L] of the workload's layers; a lane without queries reads and writes nothing.
+    """
+    runs: list[LayerRun] = []
+    for C in slots:
+        live = tuple(
+            _live_before(design, n, q, C) if q else 0 for n, q in zip(seen, step.queries)
+        )
+        kept = C if design.keeps == "slots" else max(step.queries, default=0)
+        written = tuple(min(q, kept) * num_tables for q in step.queries)
+        if runs and (runs[-1].live, runs[-1].written) == (live, written):
+            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+        else:
+            runs.append(LayerRun(1, live, written))
+    return replace(step, runs=tuple(runs))
+
+
+def _live_before(design: Design, seen: int, q: int, C: int) -> int:
+    """Slots read from DRAM: in decode the new token is on chip and has one of the C slots."""
+    return design.live(seen + 1, C) - 1 if q == 1 else design.live(seen, C)
+
+
+class StepTimer:
+    """Time steps on one machine; plans and programs are kept, so that equal ones are made once."""
+
+    def __init__(self, machine: Machine, *, exact: bool = False) -> None:
+        self.machine, self.exact = machine, exact
+        self._gemms = cache(self._plan_gemms)
+        self._lane = cache(self._plan_lane)
+        self._layer = cache(self._plan_layer)
+        self._step = cache(self._time_step)
+
+    def step(self, step: Step) -> Cost:
+        """Return one step's cost."""
+        return self._step(step)
+
+    def segment(self, segment: Segment, *, slots: tuple[int, ...]) -> Cost:
+        """Return a segment's cost; slots [L] of the workload, from which baselines are derived."""
+        design = self.machine.design
+        if design.is_ours:
+            return self.step(segment.step).times(segment.count)
+
+        def at(t: int) -> Step:
+            seen = tuple(n + t * q for n, q in zip(segment.seen, segment.step.queries))
+            return derive_step(
+                segment.step, seen, design, slots, num_tables=self.machine.num_tables
+            )
+
+        first, last = at(0), at(segment.count - 1)
+        if first == last:
+            return self.step(first).times(segment.count)
+        if self.exact or not self._is_smooth(first, last):
+            total = Cost.nothing()
+            for t in range(segment.count):
+                total = total + self.step(at(t))
+            return total
+        return _integrate(lambda t: self.step(at(t)), segment.count - 1)
+
+    # Plans ------------------------------------------------------------------------------------
+
+    def _plan_gemms(self, M: int) -> tuple[GemmPlan, ...]:
+        model, plan = self.machine.model, plan_gemm
+        h, inner = model.hidden_size, model.num_heads * model.head_dim
+        qkv = inner + 2 * model.num_kv_heads * model.head_dim
+        up = model.intermediate_size * (2 if model.is_gated_mlp else 1)
+        return (
+            plan(self.machine, M, h, qkv),
+            plan(self.machine, M, inner, h),
+            plan(self.machine, M, h, up),
+            plan(self.machine, M, model.intermediate_size, h),
+        )
+
+    def _plan_lane(self, q: int, live: int, written: int) -> AttentionPlan:
+        return plan_attention(self.machine, q, live, written)
+
+    def _plan_layer(
+        self, queries: tuple[int, ...], live: tuple[int, ...], written: tuple[int, ...]
+    ) -> tuple[IntArray, Counts]:
+        M = sum(queries)
+        gemms = self._gemms(M)
+        lanes = [self._lane(q, n, w) for q, n, w in zip(queries, live, written) if q]
+        ops = self._vector_ops(M)
+        ways = self.machine.chip.spec.vector.ways
+        cycles = [-(-n // ways) for n in ops]
+        made = counts({"vector_ops": sum(ops), "vector_cycles": sum(cycles)})
+        for plan in (*gemms, *lanes):
+            made = made + plan.counts
+        return layer_program(gemms, lanes, cycles), made
+
+    def _vector_ops(self, M: int) -> list[int]:
+        """Operations on M vectors: rope, norm and residual, activation, norm and residual.
+
+        Counts of the formulas: a norm squares, adds, scales twice (4 an element, 6 with mean and
+        bias), a rotation is 3 an element, SiLU times gate 5, a plain activation 4, a residual 1.
+        """
+        model = self.machine.model
+        turned = (model.num_heads + model.num_kv_heads) * model.head_dim
+        rope = 0 if model.has_learned_positions else 3 * M * turned
+        norm = 5 * M * model.hidden_size
+        act = (5 if model.is_gated_mlp else 4) * M * model.intermediate_size
+        return [rope, norm, act, norm]
+
+    # Time -------------------------------------------------------------------------------------
+
+    def _time_step(self, step: Step) -> Cost:
+        machine = self.machine
+        state = State(DEPTH)
+        M = step.num_queries
+        read = M * bytes_of_bits(machine.model.hidden_size, machine.weight_bits)
+        begin = machine.dram_cycles("embedding", read)
+        state.free[0] = begin
+        state.registers[INPUT] = begin
+        serial: float = begin
+        total = counts({"embedding_dram_bytes": read, "dram_cycles": begin})
+        for run in step.runs:
+            program, made = self._layer(step.queries, run.live, run.written)
+            run_layers(state, program, count=run.count, exact=self.exact)
+            serial += run.count * serial_cycles(program)
+            total = total + run.count * made
+        sampled = sum(step.logits)
+        if sampled:
+            head = self._head(sampled)
+            run_program(state, step_head(head))
+            serial += head.fetch_cycles + head.array_cycles
+            total = total + head.counts
+        return Cost(state.end, serial, total)
+
+    def _head(self, sampled: int) -> GemmPlan:
+        model = self.machine.model
+        return plan_gemm(self.machine, sampled, model.hidden_size, model.vocab_size)
+
+    def _is_smooth(self, first: Step, last: Step) -> bool:
+        """Say whether plans change in degree alone between two steps, not in kind."""
+        for a, b in zip(first.runs, last.runs):
+            for q, n, m, w in zip(first.queries, a.live, b.live, a.written):
+                if q and self._lane(q, n, w).collects_from != self._lane(q, m, w).collects_from:
+                    return False
+        return len(first.runs) == len(last.runs)
+
+
+def _integrate(at, last: int) -> Cost:  # type: ignore[no-untyped-def]
+    """Sum at(0) ... at(last), straight between knots that are halved where the line is off."""
+    total = at(0)
+    stack = [(0, last)]
+    while stack:
+        low, high = stack.pop()
+        a, b = at(low), at(high)
+        middle = (low + high) // 2
+        if high - low > 1:
+            got = at(middle).overlapped_cycles
+            share = (middle - low) / (high - low)
+            line = a.overlapped_cycles + share * (b.overlapped_cycles - a.overlapped_cycles)
+            if abs(got - line) > TOLERANCE * got:
+                stack += [(low, middle), (middle, high)]
+                continue
+        # Steps low + 1 ... high on the line from a to b: n terms, their mean (a (n-1) + b (n+1)) / 2n
+        n = high - low
+        total = total + a.times((n - 1) / 2) + b.times((n + 1) / 2)
+    return total
