@@ -237,7 +237,7 @@ class AcceleratorSpec(SpecModel):
         return 1e3 / self.clock.clock_mhz
 
     def with_overrides(self, values: Mapping[str, Any]) -> Self:
-        """Return the specification with dotted keys replaced. Raises SpecError that names the key."""
+        """Return the specification with dotted keys replaced. Raises SpecError by the key name."""
         raw = self.model_dump(mode="python", exclude_none=True)
         for key, value in values.items():
             *parents, last = key.split(".")
