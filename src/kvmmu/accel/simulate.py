@@ -24,8 +24,8 @@ from kvmmu.accel.pipeline.timing import Cost, StepTimer
 from kvmmu.accel.pricing import make_prices
 from kvmmu.accel.results import MODES, DesignResult, PhaseResult
 from kvmmu.accel.spec.accelerator import AcceleratorSpec
-from kvmmu.accel.spec.load import load_accelerator
-from kvmmu.accel.spec.model import ModelSpec, load_model
+from kvmmu.accel.spec.load import load_accelerator, load_model
+from kvmmu.accel.spec.model import ModelSpec
 from kvmmu.accel.workload import (
     RegularRun,
     Workload,
@@ -37,7 +37,7 @@ from kvmmu.errors import CapacityError, SpecError
 from kvmmu.geometry import CacheGeometry
 from kvmmu.trace.reader import read
 
-__all__ = ["HARDWARE_POLICIES", "MODES", "SCOPES", "Request", "Simulation", "simulate"]
+__all__ = ["HARDWARE_POLICIES", "MODES", "SCOPES", "Request", "Runner", "Simulation", "our_design", "settle", "simulate"]
 
 SCOPES = ("decode", "end_to_end")
 HARDWARE_POLICIES = {
@@ -131,6 +131,18 @@ class Simulation:
             "with_collection": (whole - plain.energy_j(mode)) / whole,
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """Say what a reader must know of this run."""
+        made = [f"{other.title}: does not fit {self.dram.name}" for other in self.others if not other.fits]
+        longest, most = self.workload.longest_lane, self.model.max_positions
+        if longest > most:
+            made.append(
+                f"{longest} tokens exceed the {most} positions that {self.model.name} was trained "
+                "with: the costs hold, its text would not"
+            )
+        return made
+
     def stall_cycles(self, scope: str = "end_to_end") -> float:
         """Return the cycles by which the KV-MMU lengthens the run, scores and staging included."""
         mine, plain = self.ours.scope(scope), self.unscored.scope(scope)
@@ -163,9 +175,9 @@ def simulate(
     spec = load_accelerator(request.accelerator).with_overrides(dict(request.overrides))
     model = load_model(request.model)
     dram = load_dram(request.dram or spec.dram)
-    workload, request = _workload(request, model, spec)
-    ours = _our_design(request, spec, workload)
-    run = _Runner(request, spec, dram, model, exact=exact)
+    workload, request = settle(request, model, spec)
+    ours = our_design(request, spec, workload)
+    run = Runner(request, spec, dram, model, exact=exact)
     mine = run.design(ours, workload)
     if not mine.fits:
         raise CapacityError(
@@ -184,7 +196,7 @@ def simulate(
     )
 
 
-class _Runner:
+class Runner:
     """Run designs of one request on one machine."""
 
     def __init__(
@@ -194,7 +206,7 @@ class _Runner:
         dram: DramSpec,
         model: ModelSpec,
         *,
-        exact: bool,
+        exact: bool = False,
     ) -> None:
         self.request, self.spec, self.dram, self.model = request, spec, dram, model
         self.exact = exact
@@ -278,7 +290,7 @@ def replace_chunk(workload: Workload, request: Request, chunk: int) -> Workload:
 # Requests -----------------------------------------------------------------------------------
 
 
-def _workload(
+def settle(
     request: Request, model: ModelSpec, spec: AcceleratorSpec
 ) -> tuple[Workload, Request]:
     """Return the workload and the request with every None settled."""
@@ -291,11 +303,6 @@ def _workload(
         raise ValueError(
             f"num_slots must exceed num_sinks + window = {request.num_sinks + window}, got {slots}; "
             "raise num_slots or lower window"
-        )
-    if model.max_positions and total > model.max_positions:
-        raise ValueError(
-            f"prompt + generate must be at most the {model.max_positions} positions of "
-            f"{model.name}, got {total}"
         )
     chunk = request.chunk or min(256, slots)
     bits = request.kv_bits or spec.bits.kv
@@ -364,7 +371,7 @@ def _recorded(request: Request, model: ModelSpec) -> tuple[Workload, Request]:
     return workload, settled
 
 
-def _our_design(request: Request, spec: AcceleratorSpec, workload: Workload) -> Design:
+def our_design(request: Request, spec: AcceleratorSpec, workload: Workload) -> Design:
     """Return the design under study, with what the request overrides."""
     made = rce(
         num_slots=max(workload.header.geometry.slots),

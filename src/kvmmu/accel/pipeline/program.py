@@ -29,7 +29,7 @@ from kvmmu.accel.pipeline.maxplus import (
     IntArray,
 )
 
-__all__ = ["INPUT", "layer_program", "serial_cycles", "step_head"]
+__all__ = ["INPUT", "layer_program", "serial_cycles", "single_gemm"]
 
 INPUT, PRODUCT, QUERIES, CONTEXT, TABLE, SCORED = range(6)
 """Registers: layer input, last product, queries rotated, attention done, score table in, scored."""
@@ -98,8 +98,8 @@ def layer_program(
     return np.asarray(rows, dtype=np.int64)
 
 
-def step_head(plan: GemmPlan) -> IntArray:
-    """Return the operations behind the last layer: logits of the sampled lanes."""
+def single_gemm(plan: GemmPlan) -> IntArray:
+    """Return a product on its own, before the first layer or behind the last."""
     return np.asarray([_gemm(plan, wait=INPUT, put=INPUT)], dtype=np.int64)
 
 

@@ -16,8 +16,8 @@ from kvmmu.accel.pipeline.attention import AttentionPlan, plan_attention
 from kvmmu.accel.pipeline.counts import Counts, counts, zero_counts
 from kvmmu.accel.pipeline.gemm import GemmPlan, plan_gemm
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.accel.pipeline.maxplus import IntArray, State, run_layers, run_program
-from kvmmu.accel.pipeline.program import INPUT, layer_program, serial_cycles, step_head
+from kvmmu.accel.pipeline.maxplus import DRAM, IntArray, State, run_layers, run_program
+from kvmmu.accel.pipeline.program import INPUT, layer_program, serial_cycles, single_gemm
 from kvmmu.accel.workload.steps import LayerRun, Segment, Step
 from kvmmu.units import bytes_of_bits
 
@@ -121,15 +121,13 @@ class StepTimer:
     # Plans ------------------------------------------------------------------------------------
 
     def _plan_gemms(self, M: int) -> tuple[GemmPlan, ...]:
-        model, plan = self.machine.model, plan_gemm
-        h, inner = model.hidden_size, model.num_heads * model.head_dim
-        qkv = inner + 2 * model.num_kv_heads * model.head_dim
-        up = model.intermediate_size * (2 if model.is_gated_mlp else 1)
+        model, machine = self.machine.model, self.machine
+        h, up = model.hidden_size, model.intermediate_size * (2 if model.is_gated_mlp else 1)
         return (
-            plan(self.machine, M, h, qkv),
-            plan(self.machine, M, inner, h),
-            plan(self.machine, M, h, up),
-            plan(self.machine, M, model.intermediate_size, h),
+            plan_gemm(machine, M, h, model.q_size + 2 * model.kv_size),
+            plan_gemm(machine, M, model.q_size, h),
+            plan_gemm(machine, M, h, up),
+            plan_gemm(machine, M, model.intermediate_size, h),
         )
 
     def _plan_lane(self, q: int, live: int, written: int) -> AttentionPlan:
@@ -152,44 +150,55 @@ class StepTimer:
     def _vector_ops(self, M: int) -> list[int]:
         """Operations on M vectors: rope, norm and residual, activation, norm and residual.
 
-        Counts of the formulas: a norm squares, adds, scales twice (4 an element, 6 with mean and
-        bias), a rotation is 3 an element, SiLU times gate 5, a plain activation 4, a residual 1.
+        Counts of the formulas: a norm squares, adds and scales twice (4 an element; 6 with mean
+        and bias), a rotation is 3 an element, SiLU times gate 5, a plain activation 4, a residual 1.
         """
         model = self.machine.model
-        turned = (model.num_heads + model.num_kv_heads) * model.head_dim
-        rope = 0 if model.has_learned_positions else 3 * M * turned
-        norm = 5 * M * model.hidden_size
+        rope = 0 if model.has_learned_positions else 3 * M * (model.q_size + model.kv_size)
+        per_norm = 6 if model.num_norm_vectors == 2 else 4
+        norms = M * (model.hidden_size * per_norm * model.num_norms_per_layer)
+        own = M * model.qk_norm_weights and 4 * M * (model.q_size + model.kv_size)
         act = (5 if model.is_gated_mlp else 4) * M * model.intermediate_size
-        return [rope, norm, act, norm]
+        residual = M * model.hidden_size
+        half = norms // 2
+        return [rope + own, half + residual, act, norms - half + residual]
 
     # Time -------------------------------------------------------------------------------------
 
     def _time_step(self, step: Step) -> Cost:
-        machine = self.machine
+        machine, model = self.machine, self.machine.model
         state = State(DEPTH)
-        M = step.num_queries
-        read = M * bytes_of_bits(machine.model.hidden_size, machine.weight_bits)
+        read = step.num_queries * bytes_of_bits(model.embedding_size, machine.weight_bits)
         begin = machine.dram_cycles("embedding", read)
-        state.free[0] = begin
+        state.free[DRAM] = begin
         state.registers[INPUT] = begin
-        serial: float = begin
+        serial = begin
         total = counts({"embedding_dram_bytes": read, "dram_cycles": begin})
+        for plan in self._ends(step.num_queries, into=True):
+            run_program(state, single_gemm(plan))
+            serial += plan.fetch_cycles + plan.array_cycles
+            total = total + plan.counts
         for run in step.runs:
             program, made = self._layer(step.queries, run.live, run.written)
             run_layers(state, program, count=run.count, exact=self.exact)
             serial += run.count * serial_cycles(program)
             total = total + run.count * made
-        sampled = sum(step.logits)
-        if sampled:
-            head = self._head(sampled)
-            run_program(state, step_head(head))
-            serial += head.fetch_cycles + head.array_cycles
-            total = total + head.counts
+        for plan in self._ends(sum(step.logits), into=False):
+            run_program(state, single_gemm(plan))
+            serial += plan.fetch_cycles + plan.array_cycles
+            total = total + plan.counts
         return Cost(state.end, serial, total)
 
-    def _head(self, sampled: int) -> GemmPlan:
-        model = self.machine.model
-        return plan_gemm(self.machine, sampled, model.hidden_size, model.vocab_size)
+    def _ends(self, M: int, *, into: bool) -> list[GemmPlan]:
+        """Plan the products before the first layer or behind the last, for M vectors."""
+        model, machine = self.machine.model, self.machine
+        narrow, h = model.embedding_size, model.hidden_size
+        if M == 0:
+            return []
+        if into:
+            return [plan_gemm(machine, M, narrow, h)] if narrow != h else []
+        first = [plan_gemm(machine, M, h, narrow)] if narrow != h else []
+        return [*first, plan_gemm(machine, M, narrow, model.vocab_size)]
 
     def _is_smooth(self, first: Step, last: Step) -> bool:
         """Say whether plans change in degree alone between two steps, not in kind."""
