@@ -145,15 +145,6 @@ class CrossChecks(SpecModel):
     source: Source
 
 
-class Published(SpecModel):
-    """A figure that a paper or datasheet prints of this design."""
-
-    figure: str
-    value: float
-    unit: str
-    source: Source
-
-
 class AcceleratorSpec(SpecModel):
     """One accelerator. `overheads` (energy by parts) or `all_in`, exactly one of them."""
 
@@ -173,7 +164,6 @@ class AcceleratorSpec(SpecModel):
     overheads: Overheads | None = None
     all_in: AllIn | None = None
     cross_checks: CrossChecks | None = None
-    published: list[Published] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_buildable(self) -> Self:

@@ -128,7 +128,7 @@ class SramTable(SpecModel):
     def bank(
         self, flavour: Flavour, kib: float, port_bits: float, *, vdd_v: float, corner: Corner
     ) -> Bank:
-        """Return a bank at a Vdd; the high corner leaks as at 350 K. Raises SpecError."""
+        """Return a bank at a Vdd; it leaks as at 300 K, at the high corner as at 350 K."""
         native = self._flavour(flavour)
         _, _, read, write, leak, gate, access, cycle, height, width = self.row(
             flavour, kib, port_bits
@@ -216,11 +216,6 @@ class _Leakage(SpecModel):
     source: Source
 
 
-class _CrossChecks(SpecModel):
-    cross_check_pj_per_mac: Band
-    source: Source
-
-
 class Arithmetic(SpecModel):
     """Energy and area of operations with the node and Vdd each was given for."""
 
@@ -231,7 +226,6 @@ class Arithmetic(SpecModel):
     areas: dict[str, _AreaBand]
     mmu_scan_ways: _Ways
     logic_leakage: _Leakage
-    cross_checks: _CrossChecks
 
     def energy_pj(self, operation: str, *, to_node: str, to_vdd_v: float, corner: Corner) -> float:
         """Return an operation's energy at a node and Vdd. Raises SpecError out of the fit."""
