@@ -1,4 +1,4 @@
-"""The accelerator: what a KV-MMU is worth in energy, delay and DRAM traffic. Floor 0 only; no torch.
+"""The accelerator: what a KV-MMU is worth in energy, delay and DRAM traffic. No torch.
 
 The way of the data, each arrow one room:
 

@@ -98,9 +98,9 @@ class _Job:
         self.designs: tuple[Design, ...] = (full, ours)
         if self._weight_bytes() > self.dram.capacity_bytes:
             raise CapacityError(
-                f"the weights of {self.model.name} must fit the {self.dram.capacity_bytes / GB:.1f} "
-                f"GB of {self.dram.name}, got {self._weight_bytes() / GB:.1f} GB; take fewer bits or "
-                "a larger DRAM"
+                f"the weights of {self.model.name} must fit the "
+                f"{self.dram.capacity_bytes / GB:.1f} GB of {self.dram.name}, got "
+                f"{self._weight_bytes() / GB:.1f} GB; take fewer bits or a larger DRAM"
             )
 
     def _weight_bytes(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmmu.accel.dram.patterns import static_power_w
+from kvmmu.accel.dram.energy import static_power_w
 from kvmmu.accel.pipeline.counts import COUNT_NAMES, DRAM_KINDS, INDEX, Counts
 from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.units import PJ_PER_J, seconds_of_cycles

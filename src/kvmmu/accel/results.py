@@ -1,4 +1,4 @@
-"""What a simulation says of one design: delay, energy by unit, bytes by kind, bound, utilisation."""
+"""What a simulation says of one design: delay, energy by unit, bytes by kind, what binds."""
 
 from __future__ import annotations
 

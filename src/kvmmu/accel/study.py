@@ -1,11 +1,11 @@
 """A study: one simulation and all that must stand beside it before its ratios mean anything.
 
-    other DRAMs       the same ratios on at least one more DRAM
-    sensitivity       each group of energy constants at its low and its high figure, alone
-    context           one decode step against the context: flat for RCE, linear for the full cache
-    iso-capacity      every design at its own largest batch that fits the DRAM
-    bounds            the least traffic that attention needs, beside what each design moves
-    layouts           slot layout and address mapping, the chosen pair and the others
+other DRAMs       the same ratios on at least one more DRAM
+sensitivity       each group of energy constants at its low and its high figure, alone
+context           one decode step against the context: flat for RCE, linear for the full cache
+iso-capacity      every design at its own largest batch that fits the DRAM
+bounds            the least traffic that attention needs, beside what each design moves
+layouts           slot layout and address mapping, the chosen pair and the others
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 from kvmmu.accel.bounds import attention_bound
 from kvmmu.accel.designs import Design, baselines
 from kvmmu.accel.dram.layouts import compare_layouts
-from kvmmu.accel.dram.spec import load_dram
 from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.pricing import GROUPS, energy_j, make_prices
 from kvmmu.accel.results import PhaseResult
@@ -198,7 +197,7 @@ def _on_dram(request: Request, name: str) -> dict[str, Any]:
 
 def _sensitivity(made: Simulation) -> list[dict[str, Any]]:
     """Move one group of energy constants at a time to its low and high figures."""
-    full = next((o for o in made.others if o.fits and o.name.startswith("full")), None)
+    full = next((o for o in made.others if o.name.startswith("full")), None)
     corners = {c: _corner_prices(made, c) for c in ("low", "high")}
     rows = []
     for group, units in GROUPS.items():
@@ -217,7 +216,7 @@ def _corner_prices(made: Simulation, corner: Any) -> dict[str, Any]:
     """Return the prices of our design and of the full cache at a corner."""
     runner = Runner(replace(made.request, corner=corner), made.spec, made.dram, made.model)
     designs = {"ours": made.ours.total.machine.design}
-    full = next((o for o in made.others if o.fits and o.name.startswith("full")), None)
+    full = next((o for o in made.others if o.name.startswith("full")), None)
     if full is not None:
         designs["full"] = full.total.machine.design
     return {n: make_prices(runner.machine(d, made.workload)) for n, d in designs.items()}

@@ -18,6 +18,7 @@ from math import ceil
 from kvmmu.accel.designs import PAGE_TOKENS
 from kvmmu.accel.pipeline.counts import Counts, counts
 from kvmmu.accel.pipeline.machine import Machine
+from kvmmu.units import BITS_PER_BYTE
 
 __all__ = ["AttentionPlan", "plan_attention"]
 
@@ -201,7 +202,7 @@ def _traffic(
     """Count DRAM bytes of K and V: regions read, rows written, a chunk's rows kept aside."""
     row, design = machine.row_bytes, machine.design
     rows_written = written / machine.num_tables
-    read = live * row * passes
+    read: float = live * row * passes
     if keys_again:  # score collection multiplies by K a second time
         read += live * row * passes / 2
     kind = "kv_read" if q == 1 else "kv_read_chunk"
@@ -215,7 +216,7 @@ def _traffic(
             stage = 0.0 if fits else q * row + again + rows_written * row
         else:
             stage = 0.0 if fits else again
-    table = 0.0
+    table = 0
     if design.reads == "pages":
         table = -(-live // PAGE_TOKENS) * machine.page_entry_bytes * passes
     made: dict[str, float] = {
@@ -253,11 +254,11 @@ def _scores(machine: Machine, work: _Work) -> _Scores:
     """Count what the KV-MMU does with a lane's probabilities, and what it takes to get them."""
     if not machine.design.has_scores:
         return _Scores({})
-    mmu, q = machine.chip.spec.mmu, work.q
+    mmu, q = machine.mmu, work.q
     slots = work.live + q
     entries = slots * machine.num_tables
-    score_bytes = entries * mmu.score_bits / 8
-    position_bytes = entries * mmu.position_bits / 8
+    score_bytes = entries * mmu.score_bits / BITS_PER_BYTE
+    position_bytes = entries * mmu.position_bits / BITS_PER_BYTE
     made: dict[str, float] = {
         "mmu_add": work.logits,
         "mmu_compare": entries,

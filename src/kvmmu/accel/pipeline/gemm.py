@@ -70,9 +70,7 @@ def plan_gemm(machine: Machine, num_vectors: int, K: int, N: int) -> GemmPlan:
         "array_cycles": array_cycles,
     }
     num_tiles = max(1, -(-weight // machine.weight_tile_bytes))
-    return GemmPlan(
-        loop, passes, input_passes, counts(made), fetch_cycles, array_cycles, num_tiles
-    )
+    return GemmPlan(loop, passes, input_passes, counts(made), fetch_cycles, array_cycles, num_tiles)
 
 
 def _split(rows: int, vectors: int, K: int) -> int:

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from kvmmu.accel.chip.chip import Chip
 from kvmmu.accel.designs import PAGE_TOKENS, Design
-from kvmmu.accel.dram.patterns import Corner, Pattern, PatternCost, pattern_cost
-from kvmmu.accel.dram.spec import DramSpec
+from kvmmu.accel.dram.patterns import Pattern, PatternCost, pattern_cost
+from kvmmu.accel.dram.spec import Corner, DramSpec
+from kvmmu.accel.spec.accelerator import Mmu
 from kvmmu.accel.spec.model import ModelSpec
 from kvmmu.errors import SpecError
 from kvmmu.units import BITS_PER_BYTE, bytes_of_bits
@@ -70,6 +71,11 @@ class Machine:
         return self.design.row_bytes(self.model.num_kv_heads, self.model.head_dim)
 
     @property
+    def mmu(self) -> Mmu:
+        """The KV-MMU. Raises SpecError for an accelerator without one."""
+        return self.chip.spec.required_mmu()
+
+    @property
     def num_tables(self) -> int:
         """Score tables of one lane and layer."""
         return self.model.num_kv_heads if self.design.granularity == "head" else 1
@@ -94,7 +100,7 @@ class Machine:
         return self.chip.memories["activation"].capacity_bytes
 
     def stays(self, num_bytes: float) -> bool:
-        """Say whether a tensor stays on chip: half of the buffer, the other half is its successor."""
+        """Say whether a tensor stays on chip, in half of the buffer (its successor in the other)."""
         return num_bytes <= self.activation_capacity // 2
 
     # Time -------------------------------------------------------------------------------------
@@ -104,7 +110,7 @@ class Machine:
         return ceil(num_bytes / self.chip.memories[memory].port_bytes_per_cycle)
 
     def dram_cycles(self, kind: str, num_bytes: float, *, heads: int | None = None) -> int:
-        """Chip cycles that the DRAM needs for `num_bytes` of a kind of traffic, refresh included."""
+        """Chip cycles that the DRAM needs for `num_bytes` of a kind of traffic, with refresh."""
         if num_bytes <= 0:
             return 0
         cost = self.pattern(kind, heads=heads)

@@ -97,8 +97,8 @@ class State:
             array += cycles
 
 
-@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _task(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+@numba.njit(cache=True, inline="always")
+def _task(  # type: ignore[no-untyped-def]
     free, registers, ready, used, base, unit, duration, role, ring, slot, wait, put
 ):
     """Run one task."""
@@ -120,13 +120,13 @@ def _task(  # type: ignore[no-untyped-def]  # noqa: PLR0913
         registers[put] = end
 
 
-@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, inline="always")
 def _share(total, i, n):  # type: ignore[no-untyped-def]
     """Return part i of n of a whole number; parts differ by 1 at most and add up."""
     return (i + 1) * total // n - i * total // n
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _gemm(s, n, a, b, wait, put):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
     for i in range(n):
@@ -142,7 +142,7 @@ def _gemm(s, n, a, b, wait, put):  # type: ignore[no-untyped-def]
     base[WEIGHT_RING] = (base[WEIGHT_RING] + n) % ready.shape[1]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _online(s, n, a, b, c, d, wait, put):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
     for i in range(n):
@@ -165,8 +165,8 @@ def _online(s, n, a, b, c, d, wait, put):  # type: ignore[no-untyped-def]
     base[KV_RING] = (base[KV_RING] + n) % ready.shape[1]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+@numba.njit(cache=True)
+def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
     keys = a - a // 2  # cycles for K; V takes the other half
     for i in range(n):
@@ -198,7 +198,7 @@ def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def] 
     base[KV_RING] = (base[KV_RING] + 2 * n) % ready.shape[1]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _run(program, free, registers, ready, used, base):  # type: ignore[no-untyped-def]
     """Run operations [N, 10] in order, updating the state in place."""
     s = (free, registers, ready, used, base)

@@ -1,6 +1,7 @@
 """The operations of one layer of one step, in program order.
 
-    qkv | rope | lane 0: attention, row written, scores | lane 1 ... | out | norm | up | act | down | norm
+    qkv | rope | lane 0: attention, row written, scores | lane 1 ... | out | norm | up | act |
+    down | norm
 
 A lane's row is written after its own tiles are fetched: the write needs the product that the
 fetches do not wait for, and would hold them up.

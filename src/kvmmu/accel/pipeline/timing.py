@@ -8,8 +8,10 @@ step in the middle within TOLERANCE; `exact=True` times every step instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 
 from kvmmu.accel.designs import Design
 from kvmmu.accel.pipeline.attention import AttentionPlan, plan_attention
@@ -63,17 +65,16 @@ def derive_step(
 
     slots [L] of the workload's layers; a lane without queries reads and writes nothing.
     """
+    asked, seen_of = step.queries, dict.fromkeys(zip(seen, step.queries))
+    most = max(asked, default=0)
     runs: list[LayerRun] = []
-    for C in slots:
-        live = tuple(
-            _live_before(design, n, q, C) if q else 0 for n, q in zip(seen, step.queries)
+    for C, layers in groupby(slots):
+        lives = {(n, q): _live_before(design, n, q, C) if q else 0 for n, q in seen_of}
+        kept = C if design.keeps == "slots" else most
+        live = tuple(lives[pair] for pair in zip(seen, asked))
+        runs.append(
+            LayerRun(len(list(layers)), live, tuple(min(q, kept) * num_tables for q in asked))
         )
-        kept = C if design.keeps == "slots" else max(step.queries, default=0)
-        written = tuple(min(q, kept) * num_tables for q in step.queries)
-        if runs and (runs[-1].live, runs[-1].written) == (live, written):
-            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
-        else:
-            runs.append(LayerRun(1, live, written))
     return replace(step, runs=tuple(runs))
 
 
@@ -143,15 +144,14 @@ class StepTimer:
         ways = self.machine.chip.spec.vector.ways
         cycles = [-(-n // ways) for n in ops]
         made = counts({"vector_ops": sum(ops), "vector_cycles": sum(cycles)})
-        for plan in (*gemms, *lanes):
-            made = made + plan.counts
+        made = made + sum(plan.counts for plan in gemms) + sum(plan.counts for plan in lanes)
         return layer_program(gemms, lanes, cycles), made
 
     def _vector_ops(self, M: int) -> list[int]:
         """Operations on M vectors: rope, norm and residual, activation, norm and residual.
 
         Counts of the formulas: a norm squares, adds and scales twice (4 an element; 6 with mean
-        and bias), a rotation is 3 an element, SiLU times gate 5, a plain activation 4, a residual 1.
+        and bias), a rotation is 3 an element, SiLU times gate 5, a plain activation 4, a sum 1.
         """
         model = self.machine.model
         rope = 0 if model.has_learned_positions else 3 * M * (model.q_size + model.kv_size)
@@ -209,7 +209,7 @@ class StepTimer:
         return len(first.runs) == len(last.runs)
 
 
-def _integrate(at, last: int) -> Cost:  # type: ignore[no-untyped-def]
+def _integrate(at: Callable[[int], Cost], last: int) -> Cost:
     """Sum at(0) ... at(last), straight between knots that are halved where the line is off."""
     total = at(0)
     stack = [(0, last)]
@@ -224,7 +224,7 @@ def _integrate(at, last: int) -> Cost:  # type: ignore[no-untyped-def]
             if abs(got - line) > TOLERANCE * got:
                 stack += [(low, middle), (middle, high)]
                 continue
-        # Steps low + 1 ... high on the line from a to b: n terms, their mean (a (n-1) + b (n+1)) / 2n
+        # Steps (low, high] on the line from a to b: n terms of mean (a (n - 1) + b (n + 1)) / 2n
         n = high - low
         total = total + a.times((n - 1) / 2) + b.times((n + 1) / 2)
     return total

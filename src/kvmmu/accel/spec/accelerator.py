@@ -211,6 +211,12 @@ class AcceleratorSpec(SpecModel):
             corner=corner,
         )
 
+    def required_mmu(self) -> Mmu:
+        """Return the KV-MMU. Raises SpecError for an accelerator without one."""
+        if self.mmu is None:
+            raise SpecError(f"{self.name}: mmu must be given to run RCE, got none")
+        return self.mmu
+
     @property
     def logic_node(self) -> str:
         """The node's row in the scaling fit."""

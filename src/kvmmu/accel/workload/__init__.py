@@ -1,4 +1,4 @@
-"""What the accelerator runs: the events of a trace, recorded or regular, as steps that can be priced.
+"""What the accelerator runs: the events of a trace, recorded or regular, as steps to be priced.
 
 A recorded run and a regular-shape estimate are the same events (kvmmu.trace), so that they differ
 only where the run itself differs: ragged lengths, joins and leaves, the fill phase, lanes copied.

@@ -1,0 +1,155 @@
+"""Runner: price a workload under one design after another on one machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvmmu.accel.chip.chip import MmuTables, build_chip
+from kvmmu.accel.designs import Design
+from kvmmu.accel.dram.spec import DramSpec
+from kvmmu.accel.pipeline.counts import counts
+from kvmmu.accel.pipeline.machine import Machine
+from kvmmu.accel.pipeline.timing import Cost, StepTimer
+from kvmmu.accel.pricing import make_prices
+from kvmmu.accel.request import Request
+from kvmmu.accel.results import DesignResult, PhaseResult
+from kvmmu.accel.spec.accelerator import AcceleratorSpec
+from kvmmu.accel.spec.model import ModelSpec
+from kvmmu.accel.workload import RegularRun, Workload, read_workload, regular_events
+from kvmmu.units import BITS_PER_BYTE
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """Run designs of one request on one machine."""
+
+    def __init__(
+        self,
+        request: Request,
+        spec: AcceleratorSpec,
+        dram: DramSpec,
+        model: ModelSpec,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.request, self.spec, self.dram, self.model = request, spec, dram, model
+        self.exact = exact
+        self._timers: dict[Design, StepTimer] = {}
+        self._runs: dict[int, Workload] = {}
+
+    def machine(self, design: Design, workload: Workload) -> Machine:
+        """Build the machine for a design; without scores it has no score tables."""
+        num_layers, batch, num_tables, most = workload.header.table_shape
+        tables = None
+        if design.has_scores:
+            count = batch * num_layers * num_tables
+            kept = 2 * num_tables if self.spec.required_mmu().store == "dram" else count
+            tables = MmuTables(num_tables=count, slots_per_table=most, tables_on_chip=kept)
+        chip = build_chip(self.spec, corner=self.request.corner, mmu_tables=tables)
+        return Machine(chip, self.dram, self.model, design, batch, self.request.corner)
+
+    def timer(self, design: Design, workload: Workload) -> StepTimer:
+        """Return the design's timer; equal steps of several runs are timed once."""
+        if design not in self._timers:
+            self._timers[design] = StepTimer(self.machine(design, workload), exact=self.exact)
+        return self._timers[design]
+
+    def design(self, design: Design, workload: Workload) -> DesignResult:
+        """Price a whole workload under one design."""
+        timer = self.timer(design, workload)
+        machine, prices = timer.machine, make_prices(timer.machine)
+        slots = workload.header.geometry.slots
+        costs: dict[str, Cost] = {}
+        steps: dict[str, int] = {}
+        tokens: dict[str, int] = {}
+        for segment in workload.segments:
+            phase = segment.step.phase
+            cost = timer.segment(segment, slots=slots)
+            costs[phase] = costs[phase] + cost if phase in costs else cost
+            steps[phase] = steps.get(phase, 0) + segment.count
+            tokens[phase] = tokens.get(phase, 0) + segment.count * segment.step.num_queries
+        moved = _moved(machine, workload)
+        if moved is not None:
+            costs["decode"] = costs.get("decode", Cost.nothing()) + moved
+        phases = {
+            name: PhaseResult(machine, prices, cost, steps.get(name, 0), tokens.get(name, 0))
+            for name, cost in costs.items()
+        }
+        capacity = _capacity(machine, workload)
+        return DesignResult(
+            name=design.name,
+            title=design.title,
+            chunk=workload.header.chunk_size,
+            kv_bits=design.kv_bits,
+            capacity_bytes=capacity,
+            fits=capacity <= self.dram.capacity_bytes,
+            phases=phases,
+        )
+
+    def baseline(self, design: Design, workload: Workload) -> DesignResult:
+        """Price a baseline; a regular run gives it the chunk with which its prefill is fastest."""
+        if self.request.trace is not None or self.request.is_staggered:
+            return self.design(design, workload)
+        runs = [self._at_chunk(workload, chunk) for chunk in self._chunks()]
+        return self.design(design, min(runs, key=lambda run: self._prefill_cycles(design, run)))
+
+    def _prefill_cycles(self, design: Design, workload: Workload) -> float:
+        timer, slots = self.timer(design, workload), workload.header.geometry.slots
+        return sum(
+            timer.segment(part, slots=slots).overlapped_cycles
+            for part in workload.segments
+            if part.step.phase == "prefill"
+        )
+
+    def _chunks(self) -> list[int]:
+        """List the chunk sizes a baseline may choose from, ours among them."""
+        own, prompt = self.request.chunk or 1, self.request.prompt
+        return sorted({min(own, prompt), min(4 * own, prompt), prompt})
+
+    def _at_chunk(self, workload: Workload, chunk: int) -> Workload:
+        """Return the regular run of the request at another chunk size."""
+        if chunk == workload.header.chunk_size:
+            return workload
+        if chunk not in self._runs:
+            header = replace(workload.header, chunk_size=chunk)
+            run = RegularRun(self.request.prompt, self.request.generate, chunk)
+            self._runs[chunk] = read_workload(header, regular_events(header, run))
+        return self._runs[chunk]
+
+
+def _moved(machine: Machine, workload: Workload) -> Cost | None:
+    """Return the cost of lanes copied by reorders and of slots merged; None without any.
+
+    A copied row is read and written; a merge reads and writes one row of each layer of its lane.
+    """
+    rows = 0.0
+    for copy in workload.copies:
+        live = sum(copy.live) if machine.design.keeps == "slots" else copy.seen * len(copy.live)
+        rows += live * copy.count
+    if machine.design.is_ours:
+        rows += workload.merged_lanes * machine.model.num_layers
+    if not rows:
+        return None
+    moved = 2 * rows * machine.row_bytes
+    cycles = machine.dram_cycles("copy", moved)
+    return Cost(cycles, cycles, counts({"copy_dram_bytes": moved, "dram_cycles": cycles}))
+
+
+def _capacity(machine: Machine, workload: Workload) -> int:
+    """Return the DRAM bytes needed at the fullest: weights, K and V, tables backed in DRAM."""
+    header, model, design = workload.header, machine.model, machine.design
+    weights = machine.model.num_parameters * machine.weight_bits // BITS_PER_BYTE
+    longest = workload.longest_lane
+    rows = sum(
+        header.geometry.slots[layer]
+        if design.keeps == "slots"
+        else design.stored(longest, header.geometry.slots[layer])
+        for layer in range(model.num_layers)
+    )
+    kv = header.geometry.batch * rows * machine.row_bytes
+    tables = 0
+    if design.has_scores and machine.mmu.store == "dram":
+        entry_bits = machine.mmu.score_bits + machine.mmu.position_bits
+        tables = header.geometry.batch * rows * machine.num_tables * entry_bits // BITS_PER_BYTE
+    return int(weights + kv + tables)
