@@ -98,13 +98,22 @@ class ChannelResult:
     row_conflicts: int
     trace: Trace | None
 
-    def steady_cycles(self) -> tuple[int, int]:
-        """Return (requests, cycles) between the column commands at 10 % and at 90 %."""
+    def steady_cycles(self, refi: int = 0) -> tuple[int, int]:
+        """Return (requests, cycles) of the steady state.
+
+        With a refresh period: all column commands of the whole periods between 10 % and 90 % of the
+        run, if there are two. Else from the column command at 10 % of them to that at 90 %.
+        """
         order = np.sort(self.column_cycles)
-        first, last = len(order) // 10, len(order) * 9 // 10
-        if last <= first:
+        if refi:
+            first, last = -(-self.cycles // (10 * refi)), self.cycles * 9 // (10 * refi)
+            if last - first >= 2:
+                inside = np.searchsorted(order, [first * refi, last * refi])
+                return int(inside[1] - inside[0]), (last - first) * refi
+        low, high = len(order) // 10, len(order) * 9 // 10
+        if high <= low:
             return len(order), self.cycles
-        return last - first, int(order[last] - order[first])
+        return high - low, int(order[high] - order[low])
 
 
 def run_channel(
