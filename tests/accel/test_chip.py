@@ -122,6 +122,34 @@ def test_a_mac_is_multiplier_and_accumulate_and_widths_multiply() -> None:
     assert narrow.attention_mac_pj - add_pj == pytest.approx((built.mac_pj - add_pj) / 2, rel=1e-3)
 
 
+def test_a_multiplier_s_energy_goes_with_both_widths() -> None:
+    add_pj = chip().mac_pj - 0.2 * 1.9059
+    for weights, activations in ((4, 8), (8, 4), (4, 4), (16, 16)):
+        spec = SPEC.with_overrides({"bits.weights": weights, "bits.activations": activations})
+        product = weights * activations / 64
+        assert chip(spec).mac_pj - add_pj == pytest.approx(0.2 * 1.9059 * product, rel=1e-3)
+
+
+def test_registers_and_clock_follow_from_their_stated_shares() -> None:
+    built = chip()
+    register_pj = 40 * 0.009 * 1.9059  # bits a MAC, pJ a bit at 45 nm, to 65 nm
+    assert built.pe_register_pj_per_mac == pytest.approx(register_pj, rel=1e-3)
+    assert built.clock_noc_pj_per_mac == pytest.approx(0.5 * (built.mac_pj + register_pj), rel=1e-3)
+
+
+def test_softmax_and_vector_operations_are_the_table_s_at_65_nm() -> None:
+    built = chip()  # HARDWARE.md, section 4.2; exp of IEICE ELEX 19; half of a 32-bit compare
+    softmax = {"multiply_pj": 2.1, "add_pj": 0.76, "exp_pj": 4.6, "compare_pj": 0.021}
+    for name, pj in softmax.items():
+        assert getattr(built.softmax, name) == pytest.approx(pj, rel=0.01), name
+    assert built.softmax.divide_pj == pytest.approx(7.1 * built.softmax.multiply_pj, rel=0.01)
+    assert built.vector_op_pj == pytest.approx(built.softmax.multiply_pj + built.softmax.add_pj)
+
+
+def test_an_address_is_a_multiply_and_two_adds() -> None:
+    assert chip().mmu.address_pj == pytest.approx((3.1 + 2 * 0.1) * 1.9059, rel=1e-3)
+
+
 def test_the_array_s_parts_lie_within_the_whole_figures_of_real_chips() -> None:
     assert SPEC.cross_checks is not None
     assert SPEC.cross_checks.cross_check_pj_per_mac is not None

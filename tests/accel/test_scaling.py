@@ -56,6 +56,16 @@ def test_area_of_28_nm_lies_between_its_neighbours() -> None:
     assert 4.0 < area_factor(28, to_node=65) < 5.0  # HARDWARE.md, section 4.1: about 4 to 5
 
 
+@pytest.mark.parametrize(("prefix", "vdd_v"), [("HP", 0.8), ("LP", 1.0)])
+def test_28_nm_lies_between_its_fitted_neighbours(prefix: str, vdd_v: float) -> None:
+    for factor in (energy_factor, delay_factor):
+        values = [
+            factor("65", 1.0, to_node=f"{prefix}{node_nm}", to_vdd_v=vdd_v)
+            for node_nm in (20, 28, 32)
+        ]
+        assert min(values[0], values[2]) < values[1] < max(values[0], values[2])
+
+
 @pytest.mark.parametrize("node", ROWS)
 def test_in_its_vdd_range_every_fit_has_rising_energy_and_falling_delay(node: str) -> None:
     low, high = vdd_range(node, "energy")

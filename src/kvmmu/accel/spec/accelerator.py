@@ -67,7 +67,7 @@ class Buffers(SpecModel):
     activation_kib: int = Field(gt=0)
     logits_kib: int = Field(gt=0)
     bank_kib: int = Field(gt=0)
-    port_bits: int = Field(gt=0)
+    port_bits: int = Field(gt=0, multiple_of=8)
     weight_port_bytes: int = Field(gt=0)
     kv_port_bytes: int = Field(gt=0)
     activation_port_bytes: int = Field(gt=0)
