@@ -44,6 +44,7 @@ def test_every_shipped_accelerator_loads_and_has_its_sources(name: str) -> None:
     spec = load_accelerator(name)
     assert spec.name == name
     require_sources(read_yaml(CONFIGS / f"{name}.yaml"), name)
+    assert (CONFIGS / "dram" / f"{spec.dram}.yaml").exists()
 
 
 @pytest.mark.parametrize("where", list(places(raw_spec())))
