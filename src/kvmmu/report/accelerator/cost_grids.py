@@ -1,0 +1,222 @@
+"""Tables of costs: delay, energy, bytes beside their bounds, the KV-MMU, layouts, area."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kvmmu.report.accelerator.cells import Cell, make_grid, number
+from kvmmu.report.accelerator.names import (
+    BYTE_KINDS,
+    SCOPES,
+    by_group,
+    bytes_text,
+    energy_text,
+    joined_kinds,
+    mmu_term,
+    plain,
+    share_text,
+    three_digits,
+    time_text,
+    times,
+    unit_name,
+)
+from kvmmu.report.accelerator.study import called, full_of, mmu_corners, results_of, scopes_of
+from kvmmu.report.evaluation.tables import Grid
+
+__all__ = [
+    "area_grid",
+    "bound_grid",
+    "byte_grid",
+    "delay_grid",
+    "energy_grid",
+    "layout_grid",
+    "mmu_grid",
+    "unit_grid",
+]
+
+Study = Mapping[str, Any]
+Row = Mapping[str, float]
+
+
+def delay_grid(study: Study) -> Grid:
+    """Lay out delay, what binds and how busy units are, one row a phase of each design."""
+    rows = []
+    full = full_of(study)
+    for label, made in [("RCE", study["simulation"]["ours"]), ("full", full)]:
+        if made is None:
+            continue
+        for name, part in {**made["phases"], "whole run": made["total"]}.items():
+            used, delay = part["utilisation"], part["delay_s"]
+            rows.append(
+                [
+                    (f"{label}, {plain(name)}", None),
+                    number(part["steps"], "{:,}".format),
+                    number(delay["overlapped"], time_text),
+                    number(delay["serial"], time_text),
+                    number(part["tokens"] / delay["overlapped"], three_digits),
+                    (part["bound"], None),
+                    *(number(used[unit], share_text) for unit in ("dram", "array", "macs")),
+                    number(max(used["softmax"], used["vector"], used["mmu"]), share_text),
+                ]
+            )
+    head = ["design, phase", "steps", "delay", "serial delay", "tokens/s", "bound by",
+            "DRAM busy", "PEs busy", "MACs of peak", "other units, at most"]  # fmt: skip
+    return make_grid(f"Delay, bound and utilisation ({_against(full)})", head, rows)
+
+
+def energy_grid(study: Study) -> Grid:
+    """Lay out energy by group of units, RCE by phase beside the full cache's whole run."""
+    ours, full = study["simulation"]["ours"], full_of(study)
+    phases = list(ours["phases"]) if len(ours["phases"]) > 1 else []
+    parts = [by_group(ours["phases"][p]["energy_by_unit_j"]["overlapped"]) for p in phases]
+    whole = by_group(ours["total"]["energy_by_unit_j"]["overlapped"])
+    other = by_group(full["total"]["energy_by_unit_j"]["overlapped"]) if full else {}
+    groups = list(dict.fromkeys([*whole, *other]))
+    rows = [[(g, None), *_energies(g, [*parts, whole], whole, other)] for g in groups]
+    rows.append([("all", None), *_energies(None, [*parts, whole], whole, other)])
+    head = ["unit", *(f"RCE, {plain(p)}" for p in phases), "RCE, whole run", "of all"]
+    head += ["full, whole run", "of all"] if full else []
+    return make_grid(f"Energy by unit, overlapped ({_against(full)})", head, rows)
+
+
+def _energies(group: str | None, parts: Sequence[Row], whole: Row, other: Row) -> list[Cell]:
+    """Write one group of each part, or its sum, with shares of the whole runs."""
+
+    def of(part: Row) -> float:
+        return sum(part.values()) if group is None else part.get(group, 0.0)
+
+    cells = [number(of(part), energy_text) for part in parts]
+    cells.append(number(of(whole) / sum(whole.values()), share_text))
+    if other:
+        cells.append(number(of(other), energy_text))
+        cells.append(number(of(other) / sum(other.values()), share_text))
+    return cells
+
+
+def unit_grid(study: Study) -> Grid:
+    """Lay out energy by every unit, one column a design; leakage is apart."""
+    designs = results_of(study)
+    made = [design["total"]["energy_by_unit_j"]["overlapped"] for design in designs]
+    units = list(dict.fromkeys(unit for row in made for unit in row))
+    rows = [
+        [(unit_name(unit), None), *(number(row.get(unit), energy_text) for row in made)]
+        for unit in units
+        if any(row.get(unit) for row in made)
+    ]
+    rows.append([("all", None), *(number(sum(row.values()), energy_text) for row in made)])
+    head = ["unit", *(called(design) for design in designs)]
+    return make_grid("Energy by unit, whole run, overlapped (simulated)", head, rows)
+
+
+def byte_grid(study: Study) -> Grid:
+    """Lay out DRAM bytes by kind, RCE by scope beside the full cache."""
+    columns = [
+        (f"{label}, {SCOPES[scope]}", _part(made, scope)["dram_bytes"])
+        for label, made in (("RCE", study["simulation"]["ours"]), ("full", full_of(study)))
+        if made is not None
+        for scope in scopes_of(study)
+    ]
+    rows = [
+        [(BYTE_KINDS.get(kind, plain(kind)), None)]
+        + [number(made.get(kind, 0.0), bytes_text) for _, made in columns]
+        for kind in joined_kinds([made for _, made in columns])
+    ]
+    rows.append([("all", None), *(number(sum(m.values()), bytes_text) for _, m in columns)])
+    title = f"DRAM bytes by kind ({_against(full_of(study))})"
+    return make_grid(title, ["kind", *(label for label, _ in columns)], rows)
+
+
+def _against(full: Mapping[str, Any] | None) -> str:
+    return f"simulated; full: {called(full)}" if full else "simulated"
+
+
+def _part(made: Mapping[str, Any], scope: str) -> Mapping[str, Any]:
+    part = made["total"] if scope == "end_to_end" else made["phases"][scope]
+    return dict(part)
+
+
+def bound_grid(study: Study) -> Grid:
+    """Lay out attention's own traffic beside the least that any schedule must move."""
+    rows: list[list[Cell]] = []
+    titles = {made["name"]: made["title"] for made in results_of(study)}
+    for name, made in study["bounds"].items():
+        if name not in titles:
+            continue
+        row: list[Cell] = [(titles[name], None)]
+        for phase in ("decode", "prefill"):
+            least = made[f"{phase}_compulsory_bytes"]
+            moved = made["moved_bytes"].get(phase)
+            row += [number(moved, bytes_text), number(least if moved is not None else None,
+                                                        bytes_text)]  # fmt: skip
+        row.append(number(made["prefill_order_bytes"], bytes_text))
+        rows.append(row)
+    head = ["design", "decode, moved", "decode, least", "prefill, moved", "prefill, least",
+            "prefill, order of any schedule"]  # fmt: skip
+    return make_grid(
+        "K and V moved by attention beside the I/O lower bound (simulated)", head, rows
+    )
+
+
+def mmu_grid(study: Study) -> Grid:
+    """Lay out the KV-MMU's share of all energy, its terms largest first, by corner and scope."""
+    corners, scopes = mmu_corners(study), scopes_of(study)
+    names = ("tables", "with_collection")
+    nominal = corners.get("nominal") or next(iter(corners.values()))
+    terms = [t for t in nominal[scopes[-1]] if t not in names]
+    terms.sort(key=lambda term: -nominal[scopes[-1]][term])
+    words = {"tables": "all tables, logic included", "with_collection": "with score collection"}
+    rows = [
+        [(words.get(term) or f"  {mmu_term(term)}", None)]
+        + [number(made[scope].get(term, 0.0), share_text)
+           for scope in scopes for made in corners.values()]
+        for term in (*names, *terms)
+    ]  # fmt: skip
+    claim = study["paper"]["mmu_share"]
+    head = ["term", *(f"{SCOPES[scope]}, {corner}" for scope in scopes for corner in corners)]
+    title = f"KV-MMU's share of all energy (simulated; the paper's abstract: {share_text(claim)})"
+    return make_grid(title, head, rows)
+
+
+_LAYOUT_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "stream_gbps": ("stream, GB/s", "{:.1f}".format),
+    "write_ns": ("a slot written, ns", three_digits),
+    "step_ns": ("a region's step, us", lambda ns: three_digits(ns / 1e3)),
+    "step_pj": ("its energy, uJ", lambda pj: three_digits(pj / 1e6)),
+    "slowdown": ("slower than the best", times),
+}
+
+
+def layout_grid(study: Study, *, is_short: bool = False) -> Grid:
+    """Lay out slot layouts on address mappings, best first; the short form skips the middle."""
+    choices, chosen = study["layouts"]["choices"], study["layouts"]["chosen"]
+    own = [n for n, c in enumerate(choices) if _is_chosen(c, chosen)]
+    kept = sorted({0, 1, *own, len(choices) - 1}) if is_short else range(len(choices))
+    keys = [key for key in _LAYOUT_COLUMNS if all(key in choice for choice in choices)]
+    rows = [
+        [(f"{choices[n]['layout']} on {plain(choices[n]['mapping'])}{' *' * (n in own)}", None)]
+        + [number(choices[n][key], _LAYOUT_COLUMNS[key][1]) for key in keys]
+        for n in kept
+        if n < len(choices)
+    ]
+    title = f"Slot layouts on address mappings, {len(choices)} pairs (simulated; * used here)"
+    return make_grid(title, ["pair", *(_LAYOUT_COLUMNS[key][0] for key in keys)], rows)
+
+
+def _is_chosen(choice: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
+    return bool(choice["layout"] == chosen["layout"] and choice["mapping"] == "preset")
+
+
+def area_grid(study: Study) -> Grid:
+    """Lay out area and leakage by unit."""
+    area, leak = study["simulation"]["area_mm2"], study["simulation"]["leakage_w"]
+    rows = [
+        [
+            (unit_name(unit), None),
+            (f"{value:.3f}", value),
+            number(value / area["total"], share_text),
+            (f"{1e3 * leak[unit]:.3g}", 1e3 * leak[unit]),
+        ]
+        for unit, value in area.items()
+    ]
+    return make_grid("Area and leakage (simulated)", ["unit", "mm2", "of all", "leakage, mW"], rows)
