@@ -246,7 +246,7 @@ def test_logits_that_do_not_fit_are_made_again():
 def test_tables_in_dram_are_fetched_and_written_back():
     machine = make_machine(overrides={"mmu.store": "dram"})
     plan = plan_attention(machine, 1, 511, 1)
-    assert plan.counts[INDEX["score_dram_bytes"]] == 2 * 512 * (16 + 32) / 8
+    assert plan.counts[INDEX["score_dram_bytes"]] == 2 * 512 * (16 + 32 + 9 / 8) / 8
     on_chip = make_machine(overrides={"mmu.store": "sram"})
     assert plan_attention(on_chip, 1, 511, 1).counts[INDEX["score_dram_bytes"]] == 0
 
@@ -274,7 +274,11 @@ def test_the_kv_mmu_never_stalls_decode(batch, num_slots, dram):
 
 def test_buffer_too_small_for_a_row_is_refused_by_name():
     with pytest.raises(SpecError, match=r"buffers\.kv_kib of jetcas65 must hold two tiles"):
-        make_machine(kv_bits=16, model="llama_13b", overrides={"buffers.kv_kib": 32, "buffers.kv_port_bytes": 16})
+        make_machine(
+            kv_bits=16,
+            model="llama_13b",
+            overrides={"buffers.kv_kib": 32, "buffers.kv_port_bytes": 16},
+        )
 
 
 def test_accelerator_without_a_kv_mmu_is_refused_by_name():

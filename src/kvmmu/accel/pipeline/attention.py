@@ -258,7 +258,9 @@ def _scores(machine: Machine, work: _Work) -> _Scores:
     slots = work.live + q
     entries = slots * machine.num_tables
     score_bytes = entries * mmu.score_bits / BITS_PER_BYTE
-    position_bytes = entries * mmu.position_bits / BITS_PER_BYTE
+    # Positions, and the ids of the protected newest slots: recent_share of them, log2 C bits each.
+    newest_bits = mmu.recent_share * max(1, (machine.design.num_slots - 1).bit_length())
+    position_bytes = entries * (mmu.position_bits + newest_bits) / BITS_PER_BYTE
     made: dict[str, float] = {
         "mmu_add": work.logits,
         "mmu_compare": entries,

@@ -100,7 +100,7 @@ class Machine:
         return self.chip.memories["activation"].capacity_bytes
 
     def stays(self, num_bytes: float) -> bool:
-        """Say whether a tensor stays on chip, in half of the buffer (its successor in the other)."""
+        """Say whether a tensor stays on chip: half of the buffer is its, half its successor's."""
         return num_bytes <= self.activation_capacity // 2
 
     # Time -------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""Search which assumptions give what the paper's abstract claims: 1.52x energy, 3.62x delay.
+
+The abstract fixes 65 nm, batch 16 and "up to 8x"; model, lengths, widths, DRAM, array and what the
+two ratios are ratios of are not known. So all of RANGES is priced with the same model, and every
+point is kept: the answer is a map, not a point. Nothing is fitted.
+
+Three readings (of which the baseline's and the ratios' scopes are part, not of the hardware):
+    H1  end to end, both pipelines overlapped
+    H2  end to end, the baseline fetches and computes in turn (the paper's "optimised pipeline")
+    H3  energy end to end, delay of generation alone, both overlapped
+    H4  generation alone, both overlapped
+    H5  generation alone, the baseline in turn
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kvmmu.accel.request import Request
+from kvmmu.accel.results import DesignResult
+from kvmmu.accel.simulate import simulate
+from kvmmu.errors import KVMMUError
+
+__all__ = ["CLAIM", "RANGES", "READINGS", "Point", "points", "price", "ratios_of"]
+
+CLAIM = {"energy": 1.52, "delay": 3.62}
+"""Moradifirouzabadi and Kang, IEEE JETCAS 15(2), 2025, abstract: batch 16, 65 nm."""
+
+RANGES: dict[str, tuple[Any, ...]] = {
+    "model": ("opt_125m", "opt_1.3b", "opt_6.7b", "llama_7b", "llama_3_8b"),
+    "lengths": ((128, 1920), (1024, 1024), (1792, 256), (2048, 2048), (3584, 512)),
+    "bits": ((8, 8), (4, 8), (8, 16)),
+    "dram": ("lpddr4_3200_x64", "ddr4_2400_x64", "hbm2_256"),
+    "pes": (256, 1024, 4096),
+    "compression": (4.0, 8.0),
+}
+"""Every combination is priced. bits: weights, KV. pes: 16 x 16, 32 x 32, 64 x 64."""
+
+MAC_PJ = {"low": 0.46, "nominal": 1.0, "high": 3.1, "Eyeriss-like": 6.3}
+"""Factors on the array's nominal energy (1.89 pJ a MAC, SRAM apart): the chip's low and high
+corners, and the 12 pJ a MAC of Eyeriss (HARDWARE 4.2), which is all on-chip energy, as the array's
+alone: an upper end, not a part."""
+
+READINGS: dict[str, tuple[str, str, str]] = {
+    "H1": ("end_to_end", "end_to_end", "overlapped"),
+    "H2": ("end_to_end", "end_to_end", "serial"),
+    "H3": ("end_to_end", "decode", "overlapped"),
+    "H4": ("decode", "decode", "overlapped"),
+    "H5": ("decode", "decode", "serial"),
+}
+"""Reading -> (scope of energy, scope of delay, how the baseline's units work)."""
+
+_ARRAYS: dict[int, dict[str, Any]] = {
+    256: {"array.rows": 16, "array.cols": 16},
+    1024: {},
+    4096: {
+        "array.rows": 64,
+        "array.cols": 64,
+        "buffers.weight_kib": 512,
+        "buffers.weight_port_bytes": 256,
+        "buffers.kv_kib": 512,
+        "buffers.kv_port_bytes": 256,
+        "buffers.activation_kib": 1024,
+        "buffers.activation_port_bytes": 256,
+        "softmax.ways": 64,
+        "buffers.logits_kib": 256,
+        "buffers.logits_port_bytes": 128,
+        "mmu.ways": 64,
+        "vector.ways": 64,
+    },
+}
+"""Buffers and ports grow with the array, or they would bind in its place."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of RANGES, at batch 16 on the 65 nm chip."""
+
+    model: str
+    lengths: tuple[int, int]
+    bits: tuple[int, int]
+    dram: str
+    pes: int
+    compression: float
+
+    @property
+    def key(self) -> str:
+        """Name the point, as a line of results does."""
+        p, g = self.lengths
+        w, kv = self.bits
+        return f"{self.model} {p}+{g} W{w}KV{kv} {self.dram} {self.pes} {self.compression:g}x"
+
+    def request(self) -> Request:
+        """Return the simulation of the point."""
+        return Request(
+            model=self.model,
+            batch=16,
+            prompt=self.lengths[0],
+            generate=self.lengths[1],
+            compression=self.compression,
+            kv_bits=self.bits[1],
+            dram=self.dram,
+            overrides=_ARRAYS[self.pes] | {"bits.weights": self.bits[0]},
+        )
+
+
+def points() -> Iterator[Point]:
+    """Yield every combination of RANGES."""
+    for values in itertools.product(*RANGES.values()):
+        yield Point(*values)
+
+
+def price(point: Point) -> dict[str, Any]:
+    """Return a line of results: energies by part and delays of both designs, or why not."""
+    about = {"key": point.key, "point": vars(point)}
+    try:
+        made = simulate(point.request(), names=(f"full_{point.bits[1]}bit",))
+    except (KVMMUError, ValueError) as error:
+        return about | {"refused": str(error)}
+    return about | {
+        "ours": _parts(made.ours),
+        "full": _parts(made.others[0]),
+        "full_fits": made.others[0].fits,
+        "mmu_share": made.mmu_share(),
+        "bound": {scope: made.ours.scope(scope).bound for scope in ("decode", "end_to_end")},
+    }
+
+
+def _parts(result: DesignResult) -> dict[str, Any]:
+    """Return joules of the array and of all else, and seconds, by scope and mode."""
+    rows: dict[str, Any] = {}
+    for scope in ("decode", "end_to_end"):
+        part = result.scope(scope)
+        for mode in ("overlapped", "serial"):
+            energy = part.energy_by_unit_j(mode)
+            array = energy["array"]
+            rows[f"{scope}/{mode}"] = {
+                "array_j": array,
+                "other_j": sum(energy.values()) - array,
+                "delay_s": part.delay_s(mode),
+            }
+    return rows
+
+
+def ratios_of(line: dict[str, Any], reading: str, mac_factor: float) -> tuple[float, float]:
+    """Return (energy, delay) of the full cache over ours, under a reading."""
+    energy_scope, delay_scope, mode = READINGS[reading]
+    ours, full = line["ours"], line["full"]
+
+    def joules(rows: dict[str, Any], how: str) -> float:
+        row = rows[f"{energy_scope}/{how}"]
+        return float(row["array_j"] * mac_factor + row["other_j"])
+
+    energy = joules(full, mode) / joules(ours, "overlapped")
+    slow, fast = full[f"{delay_scope}/{mode}"], ours[f"{delay_scope}/overlapped"]
+    return energy, float(slow["delay_s"] / fast["delay_s"])

@@ -1,0 +1,232 @@
+"""What stands beside a simulation: the functions of study.py, each returning plain JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from kvmmu.accel.bounds import attention_bound
+from kvmmu.accel.designs import Design, baselines
+from kvmmu.accel.dram.layouts import compare_layouts
+from kvmmu.accel.dram.spec import Corner
+from kvmmu.accel.pipeline.timing import StepTimer, derive_step
+from kvmmu.accel.pricing import GROUPS, energy_j, make_prices
+from kvmmu.accel.request import Request
+from kvmmu.accel.results import PhaseResult
+from kvmmu.accel.runner import Runner
+from kvmmu.accel.simulate import Simulation, simulate
+from kvmmu.accel.spec.accelerator import balance
+from kvmmu.accel.workload import Step
+from kvmmu.errors import KVMMUError
+
+__all__ = [
+    "MAX_BATCH",
+    "attention_bounds",
+    "context_curve",
+    "iso_capacity",
+    "layouts",
+    "mmu_variants",
+    "on_dram",
+    "sensitivity",
+]
+
+MAX_BATCH = 256
+"""Most lanes that the iso-capacity comparison tries: its programs grow with the batch."""
+
+
+def on_dram(request: Request, name: str) -> dict[str, Any]:
+    """Return the ratios on another DRAM, or why it cannot be."""
+    try:
+        made = simulate(replace(request, dram=name))
+    except (KVMMUError, ValueError) as error:
+        return {"refused": str(error)}
+    return {
+        "ratios": made.ratios,
+        "gbps": made.dram.peak_gbps,
+        "balance": balance(made.spec, made.dram.peak_gbps, made.request.batch),
+        "bound": {scope: made.ours.scope(scope).bound for scope in made.ours.phases},
+        "cross_checked": made.dram.cross_checked,
+    }
+
+
+def sensitivity(made: Simulation) -> list[dict[str, Any]]:
+    """Move one group of energy constants at a time to its low and high figures."""
+    full = next((o for o in made.others if o.name.startswith("full")), None)
+    corners = {c: _corner_prices(made, c) for c in ("low", "high")}
+    rows = []
+    for group, units in GROUPS.items():
+        row: dict[str, Any] = {"group": group}
+        for corner in ("low", "nominal", "high"):
+            mine = _energy_at(made.ours.total, units, corners.get(corner, {}).get("ours"))
+            row[corner] = {"energy_j": mine}
+            if full is not None:
+                theirs = _energy_at(full.total, units, corners.get(corner, {}).get("full"))
+                row[corner]["energy_ratio"] = theirs / mine
+        rows.append(row)
+    return rows
+
+
+def _corner_prices(made: Simulation, corner: Any) -> dict[str, Any]:
+    """Return the prices of our design and of the full cache at a corner."""
+    runner = Runner(replace(made.request, corner=corner), made.spec, made.dram, made.model)
+    designs = {"ours": made.ours.total.machine.design}
+    full = next((o for o in made.others if o.name.startswith("full")), None)
+    if full is not None:
+        designs["full"] = full.total.machine.design
+    return {n: make_prices(runner.machine(d, made.workload)) for n, d in designs.items()}
+
+
+def _energy_at(part: PhaseResult, units: tuple[str, ...], prices: Any) -> float:
+    """Return energy with the named units priced anew, the others as they are."""
+    base = part.energy_by_unit_j()
+    if prices is None:
+        return sum(base.values())
+    moved = energy_j(prices, part.cost.counts, cycles=part.cycles("overlapped"))
+    is_leak = "leakage" in units
+    return sum(
+        moved[unit] if unit in units or (is_leak and unit.startswith("leak_")) else value
+        for unit, value in base.items()
+    )
+
+
+def context_curve(made: Simulation) -> list[dict[str, Any]]:
+    """Return one decode step's delay, energy and bytes at contexts around the run's."""
+    runner = Runner(made.request, made.spec, made.dram, made.model)
+    designs = {"rce": made.ours.total.machine.design}
+    full = next((o for o in made.others if o.name.startswith("full")), None)
+    if full is not None:
+        designs["full"] = full.total.machine.design
+    batch = made.workload.header.geometry.batch
+    slots = made.workload.header.geometry.slots
+    longest = made.workload.longest_lane
+    points = sorted({max(1, int(longest * share)) for share in np.linspace(0.125, 2.0, 16)})
+    rows = []
+    for name, design in designs.items():
+        machine = runner.machine(design, made.workload)
+        timer, prices = StepTimer(machine), make_prices(machine)
+        for n in points:
+            shape = Step((1,) * batch, (1,) * batch, ())
+            seen = (n - 1,) * batch
+            step = derive_step(shape, seen, design, slots, num_tables=machine.num_tables)
+            cost = timer.step(step)
+            part = PhaseResult(machine, prices, cost, 1, batch)
+            rows.append(
+                {
+                    "design": name,
+                    "context": n,
+                    "delay_s": part.delay_s(),
+                    "energy_j": part.energy_j(),
+                    "kv_read_bytes": part.dram_bytes["kv_read"],
+                }
+            )
+    return rows
+
+
+def iso_capacity(made: Simulation) -> list[dict[str, Any]]:
+    """Give every design its own largest batch; compare tokens a second and joules a token."""
+    ours = made.ours.total.machine.design
+    designs: list[Design] = [ours, *baselines(ours, num_tokens=made.workload.longest_lane)]
+    return [row for design in designs if (row := _largest_batch(made, design)) is not None]
+
+
+def _largest_batch(made: Simulation, design: Design) -> dict[str, Any] | None:
+    """Return decode at the largest batch of a design, at the run's longest context."""
+    slots = made.workload.header.geometry.slots
+    n = made.workload.longest_lane
+    runner = Runner(made.request, made.spec, made.dram, made.model)
+    machine = runner.machine(design, made.workload)
+    weights = made.model.num_parameters * machine.weight_bits // 8
+    lane = sum(
+        (C if design.keeps == "slots" else design.stored(n, C)) * machine.row_bytes for C in slots
+    )
+    batch = min(MAX_BATCH, int((made.dram.capacity_bytes - weights) // max(lane, 1)))
+    if batch < 1:
+        return None
+    timer, prices = StepTimer(machine), make_prices(machine)
+    shape = Step((1,) * batch, (1,) * batch, ())
+    step = derive_step(shape, (n - 1,) * batch, design, slots, num_tables=machine.num_tables)
+    part = PhaseResult(machine, prices, timer.step(step), 1, batch)
+    return {
+        "design": design.name,
+        "batch": batch,
+        "is_capped": batch == MAX_BATCH,
+        "tokens_per_s": batch / part.delay_s(),
+        "energy_j_per_token": part.energy_j() / batch,
+        "bound": part.bound,
+        "context": n,
+    }
+
+
+def layouts(made: Simulation) -> dict[str, Any]:
+    """Return the cost of every layout and mapping, best first."""
+    machine = made.ours.total.machine
+    choices = compare_layouts(
+        made.dram,
+        row_bytes=machine.row_bytes,
+        num_kv_heads=made.model.num_kv_heads,
+        num_slots=machine.design.num_slots,
+    )
+    return {
+        "chosen": {"layout": machine.design.layout, "mapping": " ".join(made.dram.address.fields_lsb_to_msb)},
+        "choices": [asdict(choice) for choice in choices],
+    }
+
+
+def attention_bounds(made: Simulation) -> dict[str, Any]:
+    """Return each design's least attention traffic beside what it moves."""
+    kinds = ("kv_read", "kv_read_chunk", "kv_write", "kv_stage")
+    rows = {}
+    for result in (made.ours, *made.others):
+        bound = attention_bound(result.total.machine, made.workload)
+        moved = {
+            name: sum(part.dram_bytes[kind] for kind in kinds)
+            for name, part in result.phases.items()
+        }
+        rows[result.name] = bound.to_json() | {"moved_bytes": moved}
+    return rows
+
+
+def mmu_variants(made: Simulation) -> list[dict[str, Any]]:
+    """Return the KV-MMU's share for each granularity and store, at every corner.
+
+    Beside them the same chip in high-performance SRAM: leakage, not switching, is what can make
+    a KV-MMU cost a per cent. Time does not depend on flavour or corner, so each run is timed once.
+    """
+    rows = []
+    for granularity in ("layer", "head"):
+        for store in ("dram", "sram"):
+            overrides = dict(made.request.overrides) | {"mmu.store": store}
+            request = replace(made.request, granularity=granularity, overrides=overrides)
+            about = {"granularity": granularity, "store": store}
+            try:
+                run = simulate(request, names=())
+            except (KVMMUError, ValueError) as error:
+                rows.append(about | {"refused": str(error)})
+                continue
+            for flavour in dict.fromkeys((made.spec.process.sram_flavour, "hp")):
+                rows.append(about | {"sram_flavour": flavour} | _mmu_corners(run, flavour))
+    return rows
+
+
+def _mmu_corners(run: Simulation, flavour: str) -> dict[str, Any]:
+    """Price a run anew in an SRAM flavour, at every corner."""
+    try:
+        spec = run.spec.with_overrides({"process.sram_flavour": flavour})
+    except KVMMUError as error:
+        return {"refused": str(error)}
+    row: dict[str, Any] = {}
+    corners: tuple[Corner, ...] = ("low", "nominal", "high")
+    for corner in corners:
+        runner = Runner(replace(run.request, corner=corner), spec, run.dram, run.model)
+        priced = {}
+        for name, result in (("ours", run.ours), ("unscored", run.unscored)):
+            total = result.total
+            machine = runner.machine(total.machine.design, run.workload)
+            part = replace(total, machine=machine, prices=make_prices(machine))
+            priced[name] = replace(result, phases={"all": part})
+        again = replace(run, ours=priced["ours"], unscored=priced["unscored"])
+        area = priced["ours"].total.machine.chip.area_mm2
+        row[corner] = again.mmu_share() | {"mmu_area_mm2": area["mmu_score"] + area["mmu_logic"]}
+    return row
