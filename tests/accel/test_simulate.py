@@ -302,3 +302,24 @@ def test_baseline_that_does_not_fit_is_said(small):
     made = simulate(Request(prompt=2048, generate=1000, batch=16), names=("full_16bit",))
     assert not made.others[0].fits
     assert "does not fit" in made.notes[0]
+
+
+# The issue's case ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_step_of_llama_7b_equals_the_steady_state(capsys):
+    """2,055 forwards of 32 layers, one after the other, against one of each shape."""
+    request = Request(model="llama_7b", batch=16, prompt=2048, generate=2048, num_slots=512)
+    short, long = simulate(request, names=()), simulate(request, names=(), exact=True)
+    for scope in ("decode", "end_to_end"):
+        mine, theirs = short.ours.scope(scope), long.ours.scope(scope)
+        with capsys.disabled():
+            print(
+                f"\n{scope}: {theirs.cost.overlapped_cycles:,.0f} cycles and "
+                f"{theirs.energy_j():.6f} J step by step, {mine.cost.overlapped_cycles:,.0f} and "
+                f"{mine.energy_j():.6f} by the shortcut",
+                end="",
+            )
+        assert mine.cost.overlapped_cycles == theirs.cost.overlapped_cycles
+        assert mine.energy_j() == pytest.approx(theirs.energy_j(), rel=1e-9)

@@ -101,7 +101,9 @@ class StepTimer:
         """Return a segment's cost; slots [L] of the workload, from which baselines are derived."""
         design = self.machine.design
         if design.is_ours:
-            return self.step(segment.step).times(segment.count)
+            if not self.exact:
+                return self.step(segment.step).times(segment.count)
+            return self._one_by_one(lambda t: segment.step, segment.count)
 
         def at(t: int) -> Step:
             seen = tuple(n + t * q for n, q in zip(segment.seen, segment.step.queries))
@@ -113,11 +115,15 @@ class StepTimer:
         if first == last:
             return self.step(first).times(segment.count)
         if self.exact or not self._is_smooth(first, last):
-            total = Cost.nothing()
-            for t in range(segment.count):
-                total = total + self.step(at(t))
-            return total
+            return self._one_by_one(at, segment.count)
         return _integrate(lambda t: self.step(at(t)), segment.count - 1)
+
+    def _one_by_one(self, at: Callable[[int], Step], count: int) -> Cost:
+        """Time every step of `count` anew, each layer of it too if `exact`, and add them up."""
+        total = Cost.nothing()
+        for t in range(count):
+            total = total + self._time_step(at(t))
+        return total
 
     # Plans ------------------------------------------------------------------------------------
 
