@@ -6,6 +6,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from kvmmu.accel.api import list_accelerators, simulate
     from kvmmu.errors import (
         CapacityError,
         IntegrityError,
@@ -48,10 +49,12 @@ _HOMES = {
     "TraceError": "errors",
     "UnsupportedModelError": "errors",
     "enabled": "hf.enable",
+    "list_accelerators": "accel.api",
     "list_models": "hf.load",
     "list_policies": "policies.base",
     "load": "hf.load",
     "register": "policies.base",
+    "simulate": "accel.api",
 }
 
 __all__ = [
@@ -72,10 +75,12 @@ __all__ = [
     "TraceError",
     "UnsupportedModelError",
     "enabled",
+    "list_accelerators",
     "list_models",
     "list_policies",
     "load",
     "register",
+    "simulate",
 ]
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kvmmu.accel.simulate import Request, Simulation
+from kvmmu.accel.request import Request
+from kvmmu.accel.simulate import Simulation
 from kvmmu.accel.simulate import simulate as _simulate
 from kvmmu.accel.spec.load import list_accelerators
 
-__all__ = ["CORNERS", "list_accelerators", "mmu_corners", "simulate"]
-
-CORNERS: tuple[Literal["low", "nominal", "high"], ...] = ("low", "nominal", "high")
+__all__ = ["list_accelerators", "simulate"]
 
 
 def simulate(
@@ -67,15 +65,3 @@ def simulate(
             overrides=overrides or {},
         )
     )
-
-
-def mmu_corners(made: Simulation) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the KV-MMU's shares of all energy by corner and scope; all constants move together."""
-    shares: dict[str, dict[str, dict[str, float]]] = {}
-    for corner in CORNERS:
-        own = made
-        if corner != made.request.corner:
-            own = _simulate(replace(made.request, corner=corner), names=())
-        scopes = ("decode", "end_to_end") if "decode" in own.ours.phases else ("end_to_end",)
-        shares[corner] = {scope: own.mmu_share(scope) for scope in scopes}
-    return shares

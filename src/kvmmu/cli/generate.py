@@ -15,7 +15,7 @@ from kvmmu.cli.lists import AsJson
 if TYPE_CHECKING:
     from kvmmu.hf.lm import LM
 
-__all__ = ["check_seed", "generate", "load_model", "quieten"]
+__all__ = ["check_seed", "generate", "is_given", "load_model", "quieten"]
 
 _EVICTING = ("policy", "window", "num_sinks", "granularity", "positions")
 """Options that say nothing of a full cache."""
@@ -93,7 +93,7 @@ def generate(
     Give one of --num-slots, --compression and --full. Text goes to stdout, the rest to stderr.
     """
     _check(num_slots, compression, full, trace)
-    given = [name for name in _EVICTING if _is_given(context, name)]
+    given = [name for name in _EVICTING if is_given(context, name)]
     if full and given:
         raise ValueError(
             f"--full must go without --{given[0].replace('_', '-')}: a full cache evicts nothing"
@@ -146,7 +146,7 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"--seed must lie in [0, 2**31), got {seed}")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
     """Tell whether an option was written on the command line, be it with its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

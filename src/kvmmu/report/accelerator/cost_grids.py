@@ -1,8 +1,8 @@
-"""Tables of costs: delay, energy, bytes beside their bounds, the KV-MMU, layouts, area."""
+"""Tables of costs: delay, energy, bytes beside their bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvmmu.report.accelerator.cells import Cell, make_grid, number
@@ -13,27 +13,16 @@ from kvmmu.report.accelerator.names import (
     bytes_text,
     energy_text,
     joined_kinds,
-    mmu_term,
     plain,
     share_text,
     three_digits,
     time_text,
-    times,
     unit_name,
 )
-from kvmmu.report.accelerator.study import called, full_of, mmu_corners, results_of, scopes_of
+from kvmmu.report.accelerator.study import called, full_of, results_of, scopes_of
 from kvmmu.report.evaluation.tables import Grid
 
-__all__ = [
-    "area_grid",
-    "bound_grid",
-    "byte_grid",
-    "delay_grid",
-    "energy_grid",
-    "layout_grid",
-    "mmu_grid",
-    "unit_grid",
-]
+__all__ = ["bound_grid", "byte_grid", "delay_grid", "energy_grid", "unit_grid"]
 
 Study = Mapping[str, Any]
 Row = Mapping[str, float]
@@ -156,67 +145,3 @@ def bound_grid(study: Study) -> Grid:
     return make_grid(
         "K and V moved by attention beside the I/O lower bound (simulated)", head, rows
     )
-
-
-def mmu_grid(study: Study) -> Grid:
-    """Lay out the KV-MMU's share of all energy, its terms largest first, by corner and scope."""
-    corners, scopes = mmu_corners(study), scopes_of(study)
-    names = ("tables", "with_collection")
-    nominal = corners.get("nominal") or next(iter(corners.values()))
-    terms = [t for t in nominal[scopes[-1]] if t not in names]
-    terms.sort(key=lambda term: -nominal[scopes[-1]][term])
-    words = {"tables": "all tables, logic included", "with_collection": "with score collection"}
-    rows = [
-        [(words.get(term) or f"  {mmu_term(term)}", None)]
-        + [number(made[scope].get(term, 0.0), share_text)
-           for scope in scopes for made in corners.values()]
-        for term in (*names, *terms)
-    ]  # fmt: skip
-    claim = study["paper"]["mmu_share"]
-    head = ["term", *(f"{SCOPES[scope]}, {corner}" for scope in scopes for corner in corners)]
-    title = f"KV-MMU's share of all energy (simulated; the paper's abstract: {share_text(claim)})"
-    return make_grid(title, head, rows)
-
-
-_LAYOUT_COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "stream_gbps": ("stream, GB/s", "{:.1f}".format),
-    "write_ns": ("a slot written, ns", three_digits),
-    "step_ns": ("a region's step, us", lambda ns: three_digits(ns / 1e3)),
-    "step_pj": ("its energy, uJ", lambda pj: three_digits(pj / 1e6)),
-    "slowdown": ("slower than the best", times),
-}
-
-
-def layout_grid(study: Study, *, is_short: bool = False) -> Grid:
-    """Lay out slot layouts on address mappings, best first; the short form skips the middle."""
-    choices, chosen = study["layouts"]["choices"], study["layouts"]["chosen"]
-    own = [n for n, c in enumerate(choices) if _is_chosen(c, chosen)]
-    kept = sorted({0, 1, *own, len(choices) - 1}) if is_short else range(len(choices))
-    keys = [key for key in _LAYOUT_COLUMNS if all(key in choice for choice in choices)]
-    rows = [
-        [(f"{choices[n]['layout']} on {plain(choices[n]['mapping'])}{' *' * (n in own)}", None)]
-        + [number(choices[n][key], _LAYOUT_COLUMNS[key][1]) for key in keys]
-        for n in kept
-        if n < len(choices)
-    ]
-    title = f"Slot layouts on address mappings, {len(choices)} pairs (simulated; * used here)"
-    return make_grid(title, ["pair", *(_LAYOUT_COLUMNS[key][0] for key in keys)], rows)
-
-
-def _is_chosen(choice: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
-    return bool(choice["layout"] == chosen["layout"] and choice["mapping"] == "preset")
-
-
-def area_grid(study: Study) -> Grid:
-    """Lay out area and leakage by unit."""
-    area, leak = study["simulation"]["area_mm2"], study["simulation"]["leakage_w"]
-    rows = [
-        [
-            (unit_name(unit), None),
-            (f"{value:.3f}", value),
-            number(value / area["total"], share_text),
-            (f"{1e3 * leak[unit]:.3g}", 1e3 * leak[unit]),
-        ]
-        for unit, value in area.items()
-    ]
-    return make_grid("Area and leakage (simulated)", ["unit", "mm2", "of all", "leakage, mW"], rows)

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvmmu.report.accelerator.cost_grids import (
-    area_grid,
     bound_grid,
     byte_grid,
     delay_grid,
     energy_grid,
-    layout_grid,
-    mmu_grid,
     unit_grid,
 )
+from kvmmu.report.accelerator.mmu_grids import area_grid, layout_grid, mmu_grid, variant_grid
 from kvmmu.report.accelerator.ratio_grids import (
     dram_grid,
     iso_grid,
@@ -39,6 +37,7 @@ def grids(study: Mapping[str, Any]) -> dict[str, Grid]:
         "bytes": byte_grid(study),
         "bounds": bound_grid(study),
         "mmu": mmu_grid(study),
+        "variants": variant_grid(study),
         "sensitivity": sensitivity_grid(study),
         "iso": iso_grid(study),
         "layouts": layout_grid(study),

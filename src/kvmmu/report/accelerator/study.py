@@ -10,6 +10,7 @@ from typing import Any
 from kvmmu.report.accelerator.names import bytes_text
 
 __all__ = [
+    "CORNERS",
     "FILE",
     "accuracy_words",
     "baselines",
@@ -28,6 +29,7 @@ FILE = "simulation.json"
 _NEEDED = ("simulation", "paper", "accuracy", "labels", "other_drams", "sensitivity", "context",
            "iso_capacity", "layouts", "bounds")  # fmt: skip
 
+CORNERS = ("low", "nominal", "high")
 Row = dict[str, Any]
 
 
@@ -79,9 +81,14 @@ def scopes_of(study: Mapping[str, Any]) -> list[str]:
 
 
 def mmu_corners(study: Mapping[str, Any]) -> dict[str, Row]:
-    """Return the KV-MMU's shares by corner; of a study without corners, its own alone."""
-    own = {study["simulation"]["configuration"]["corner"]: study["simulation"]["mmu_share"]}
-    return dict(study.get("mmu_corners") or own)
+    """Return the KV-MMU's shares of the whole run by corner; without variants, its own corner's."""
+    made = study["simulation"]["configuration"]
+    own = {"granularity": made["granularity"], "sram_flavour": made["sram_flavour"]}
+    own |= {"store": (made["mmu"] or {}).get("store")}
+    for row in study.get("mmu_variants", []):
+        if "nominal" in row and all(row[key] == value for key, value in own.items()):
+            return {corner: row[corner] for corner in CORNERS}
+    return {made["corner"]: study["simulation"]["mmu_share"]["end_to_end"]}
 
 
 def accuracy_words(study: Mapping[str, Any]) -> str:

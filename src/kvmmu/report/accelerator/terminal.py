@@ -19,8 +19,9 @@ from kvmmu.report.tables import bullets
 
 __all__ = ["grid_table", "terminal_parts"]
 
+_CORNER_COLUMNS = tuple(f"tables, {corner}" for corner in ("low", "high"))
 _PAGE_ONLY = {"units", "layouts"}
-_DROPPED = {"delay": ("steps", "MACs of peak"), "mmu": ("decode, low", "decode, high")}
+_DROPPED = {"delay": ("steps", "MACs of peak"), "variants": _CORNER_COLUMNS}
 """Tables and columns that only a page has room for."""
 
 

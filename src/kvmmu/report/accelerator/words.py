@@ -18,7 +18,6 @@ from kvmmu.report.accelerator.names import (
 )
 from kvmmu.report.accelerator.study import (
     accuracy_words,
-    called,
     fitting_full,
     full_of,
     scopes_of,
@@ -114,7 +113,7 @@ def _bytes(study: Study, full: Mapping[str, Any] | None) -> str:
     made = study["simulation"]
     words = f"{bytes_text(sum(made['ours']['total']['dram_bytes'].values()))} moved"
     if full is not None:
-        words += f", {called(full)} {bytes_text(sum(full['total']['dram_bytes'].values()))}"
+        words += f", {full['title']} {bytes_text(sum(full['total']['dram_bytes'].values()))}"
     rates = made["reduction"]
     words += f"; (P+G)/C = {rates['compression']:.1f}x"
     if "decode_kv_bytes" in rates:

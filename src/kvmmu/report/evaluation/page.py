@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
 from kvmmu.report.evaluation.names import MODES, at
 from kvmmu.report.evaluation.results import FULL
 from kvmmu.report.evaluation.tables import grids
 from kvmmu.report.evaluation.words import headline_words, method_notes
+from kvmmu.report.html import body, encoded, page
 
-__all__ = ["render_page"]
+__all__ = ["render_body", "render_page", "subtitle", "title"]
 
 
 def render_page(made: dict[str, Any], pictures: dict[str, Path]) -> str:
     """Return the page's HTML; the pictures' bytes stand in it."""
-    source = files(__package__ or "").joinpath("page.html.j2").read_text(encoding="utf-8")
-    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    env.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return page(title(made), subtitle(made), [render_body(made, pictures)])
+
+
+def title(made: dict[str, Any]) -> str:
+    """Name the evaluation."""
+    return f"{made['about'].get('model', 'A model')} with smaller caches"
+
+
+def render_body(made: dict[str, Any], pictures: dict[str, Path]) -> Markup:
+    """Return what stands between the page's title and its end."""
     about = made["about"]
     told = made["families"] + made["published"] + made["not_measurable"]
     seen = {row["mode"] for row in told}
-    return env.from_string(source).render(
-        title=f"{about.get('model', 'A model')} with smaller caches",
-        subtitle=_subtitle(made),
+    return body(
+        "evaluation/page.html.j2",
         focus=at(made["focus"]) if made["focus"] is not None else "",
         words=headline_words(made),
         grids=grids(made),
-        pictures={
-            name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()
-        },
+        pictures=encoded(pictures),
         needles=[name for name in pictures if name.startswith("needle")],
         modes=[(mode, meaning) for mode, meaning in MODES.items() if mode in seen],
         notes=method_notes(made),
@@ -42,7 +45,8 @@ def render_page(made: dict[str, Any], pictures: dict[str, Path]) -> str:
     )
 
 
-def _subtitle(made: dict[str, Any]) -> str:
+def subtitle(made: dict[str, Any]) -> str:
+    """Say of what size model and evaluation are."""
     about = made["about"]
     parts = []
     if about.get("num_parameters"):
