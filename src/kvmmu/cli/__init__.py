@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import demo, eval, generate, lists, lm_eval, report
+from kvmmu.cli import demo, eval, generate, lists, lm_eval, plan, report
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -131,6 +131,9 @@ app.command(
         "--compression 4 --policy rce --limit 100"
     ),
 )(lm_eval.lm_eval)
+app.command(
+    "plan", epilog="Example: kvmmu plan --model llama_7b --num-slots 512 --contexts 4096,32768"
+)(plan.plan)
 app.command("policies", epilog="Example: kvmmu policies --json")(lists.policies)
 app.command("models", epilog="Example: kvmmu models")(lists.models)
 

@@ -55,6 +55,7 @@ class Machine(Section):
     clock_mhz: float = Field(gt=0)
     bandwidth_gbps: float = Field(gt=0)
     on_chip_bytes: int | None = Field(gt=0)
+    memory_bytes: int | None = Field(default=None, gt=0)  # where the source says
     precision_bits: int = Field(gt=0)
     node_nm: int | None = Field(gt=0)
 
