@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from small_machines import IdealMachine, make_machine
 
-from kvmmu.accel.designs import baselines
 from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.workload import Step
 
@@ -55,9 +54,7 @@ def closed_form_ms(case):
     machine, model = GOLDEN["machines"][case["machine"]], GOLDEN["models"][case["model"]]
     width = {"int8": 1, "bf16": 2}[machine["bits"]]
     operators = list(
-        decode_operators(
-            model, batch=case["batch"], context=case["context"], element_bytes=width
-        )
+        decode_operators(model, batch=case["batch"], context=case["context"], element_bytes=width)
     )
     compute = [macs / machine["macs_per_s"] * 1e3 for macs, _ in operators]
     memory = [moved / machine["bandwidth_gbps"] / 1e6 for _, moved in operators]

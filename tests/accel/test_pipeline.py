@@ -235,11 +235,21 @@ def test_final_pass_gives_scores_and_an_online_softmax_needs_a_second_look():
     assert again.counts[INDEX["collect_exp"]] == 32 * 512
 
 
-def test_logits_that_do_not_fit_are_made_again():
-    machine = make_machine(form="online", num_slots=2048)
-    plan = plan_attention(machine, 1, 2047, 1)
+def test_logits_that_do_not_fit_are_taken_by_groups_of_heads():
+    """64 KiB hold 32 heads' logits of 1,024 slots; of 2,048, 16 heads' at a time."""
+    whole = plan_attention(make_machine(form="online", num_slots=1024), 1, 1023, 1)
+    parts = plan_attention(make_machine(form="online", num_slots=2048), 1, 2047, 1)
+    assert (whole.head_group, parts.head_group) == (32, 16)
+    assert parts.collects_from == "logits buffer"
+    assert parts.counts[INDEX["kv_read_chunk_dram_bytes"]] == 2047 * 8192  # nothing twice
+    assert parts.counts[INDEX["collect_macs"]] == 0
+
+
+def test_logits_of_one_head_that_do_not_fit_are_made_again():
+    machine = make_machine(form="online", num_slots=40000)
+    plan = plan_attention(machine, 1, 39999, 1)
     assert plan.collects_from == "second product"
-    assert plan.counts[INDEX["kv_read_dram_bytes"]] == 1.5 * 2047 * 8192
+    assert plan.counts[INDEX["kv_read_dram_bytes"]] == 1.5 * 39999 * 8192
     assert plan.counts[INDEX["collect_macs"]] == plan.counts[INDEX["attention_macs"]] / 2
 
 

@@ -4,7 +4,7 @@ The abstract fixes 65 nm, batch 16 and "up to 8x"; model, lengths, widths, DRAM,
 two ratios are ratios of are not known. So all of RANGES is priced with the same model, and every
 point is kept: the answer is a map, not a point. Nothing is fitted.
 
-Three readings (of which the baseline's and the ratios' scopes are part, not of the hardware):
+Readings, of what the two figures are ratios of (the hardware is the same in all):
     H1  end to end, both pipelines overlapped
     H2  end to end, the baseline fetches and computes in turn (the paper's "optimised pipeline")
     H3  energy end to end, delay of generation alone, both overlapped
@@ -19,12 +19,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvmmu.accel.request import Request
+from kvmmu.accel.designs import baselines
+from kvmmu.accel.dram.spec import load_dram
+from kvmmu.accel.request import Request, our_design, settle
 from kvmmu.accel.results import DesignResult
+from kvmmu.accel.runner import Runner
 from kvmmu.accel.simulate import simulate
+from kvmmu.accel.spec.load import load_accelerator, load_model
 from kvmmu.errors import KVMMUError
+from kvmmu.units import BITS_PER_BYTE
 
-__all__ = ["CLAIM", "RANGES", "READINGS", "Point", "points", "price", "ratios_of"]
+__all__ = [
+    "CLAIM",
+    "GRID",
+    "MAC_FACTORS",
+    "RANGES",
+    "READINGS",
+    "Point",
+    "points",
+    "price",
+    "price_decode",
+    "ratios_of",
+]
 
 CLAIM = {"energy": 1.52, "delay": 3.62}
 """Moradifirouzabadi and Kang, IEEE JETCAS 15(2), 2025, abstract: batch 16, 65 nm."""
@@ -39,7 +55,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
 }
 """Every combination is priced. bits: weights, KV. pes: 16 x 16, 32 x 32, 64 x 64."""
 
-MAC_PJ = {"low": 0.46, "nominal": 1.0, "high": 3.1, "Eyeriss-like": 6.3}
+MAC_FACTORS = {"low": 0.46, "nominal": 1.0, "high": 3.1, "Eyeriss-like": 6.3}
 """Factors on the array's nominal energy (1.89 pJ a MAC, SRAM apart): the chip's low and high
 corners, and the 12 pJ a MAC of Eyeriss (HARDWARE 4.2), which is all on-chip energy, as the array's
 alone: an upper end, not a part."""
@@ -157,3 +173,43 @@ def ratios_of(line: dict[str, Any], reading: str, mac_factor: float) -> tuple[fl
     energy = joules(full, mode) / joules(ours, "overlapped")
     slow, fast = full[f"{delay_scope}/{mode}"], ours[f"{delay_scope}/overlapped"]
     return energy, float(slow["delay_s"] / fast["delay_s"])
+
+
+GRID: dict[str, tuple[Any, ...]] = {
+    "model": ("llama_7b", "llama_3_8b"),
+    "batch": (1, 4, 16, 64),
+    "context": (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
+}
+"""Where the gain is: MHA beside GQA with four query heads a KV head, 8x, int8, generation alone."""
+
+
+def price_decode(
+    model: str, batch: int, context: int, *, compression: float = 8.0
+) -> dict[str, Any]:
+    """Return full over RCE of one decode step at a context, and whether each fits the DRAM."""
+    request = Request(
+        model=model, batch=batch, prompt=context - 1, generate=1, compression=compression
+    )
+    spec = load_accelerator(request.accelerator)
+    dram, shape = load_dram(spec.dram), load_model(model)
+    workload, request = settle(request, shape, spec)
+    runner = Runner(request, spec, dram, shape)
+    ours = our_design(request, spec, workload)
+    full = baselines(ours, num_tokens=context)[0]
+    parts = {d.name: runner.decode_step(d, workload, context, batch) for d in (ours, full)}
+    mine, theirs = parts[ours.name], parts[full.name]
+    weights = shape.num_parameters * spec.bits.weights // BITS_PER_BYTE
+    row = mine.machine.row_bytes * shape.num_layers * batch
+    return {
+        "model": model,
+        "batch": batch,
+        "context": context,
+        "energy": theirs.energy_j() / mine.energy_j(),
+        "delay": theirs.delay_s() / mine.delay_s(),
+        "delay_serial": theirs.delay_s("serial") / mine.delay_s(),
+        "bound": mine.bound,
+        "full_bound": theirs.bound,
+        "kv_over_weights": context * row / weights,
+        "full_fits": weights + context * row <= dram.capacity_bytes,
+        "ours_fits": weights + ours.num_slots * row <= dram.capacity_bytes,
+    }

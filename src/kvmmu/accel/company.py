@@ -11,14 +11,12 @@ from kvmmu.accel.bounds import attention_bound
 from kvmmu.accel.designs import Design, baselines
 from kvmmu.accel.dram.layouts import compare_layouts
 from kvmmu.accel.dram.spec import Corner
-from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.pricing import GROUPS, energy_j, make_prices
 from kvmmu.accel.request import Request
 from kvmmu.accel.results import PhaseResult
 from kvmmu.accel.runner import Runner
 from kvmmu.accel.simulate import Simulation, simulate
 from kvmmu.accel.spec.accelerator import balance
-from kvmmu.accel.workload import Step
 from kvmmu.errors import KVMMUError
 
 __all__ = [
@@ -99,19 +97,12 @@ def context_curve(made: Simulation) -> list[dict[str, Any]]:
     if full is not None:
         designs["full"] = full.total.machine.design
     batch = made.workload.header.geometry.batch
-    slots = made.workload.header.geometry.slots
     longest = made.workload.longest_lane
     points = sorted({max(1, int(longest * share)) for share in np.linspace(0.125, 2.0, 16)})
     rows = []
     for name, design in designs.items():
-        machine = runner.machine(design, made.workload)
-        timer, prices = StepTimer(machine), make_prices(machine)
         for n in points:
-            shape = Step((1,) * batch, (1,) * batch, ())
-            seen = (n - 1,) * batch
-            step = derive_step(shape, seen, design, slots, num_tables=machine.num_tables)
-            cost = timer.step(step)
-            part = PhaseResult(machine, prices, cost, 1, batch)
+            part = runner.decode_step(design, made.workload, n, batch)
             rows.append(
                 {
                     "design": name,
@@ -144,10 +135,7 @@ def _largest_batch(made: Simulation, design: Design) -> dict[str, Any] | None:
     batch = min(MAX_BATCH, int((made.dram.capacity_bytes - weights) // max(lane, 1)))
     if batch < 1:
         return None
-    timer, prices = StepTimer(machine), make_prices(machine)
-    shape = Step((1,) * batch, (1,) * batch, ())
-    step = derive_step(shape, (n - 1,) * batch, design, slots, num_tables=machine.num_tables)
-    part = PhaseResult(machine, prices, timer.step(step), 1, batch)
+    part = runner.decode_step(design, made.workload, n, batch)
     return {
         "design": design.name,
         "batch": batch,
@@ -169,7 +157,10 @@ def layouts(made: Simulation) -> dict[str, Any]:
         num_slots=machine.design.num_slots,
     )
     return {
-        "chosen": {"layout": machine.design.layout, "mapping": " ".join(made.dram.address.fields_lsb_to_msb)},
+        "chosen": {
+            "layout": machine.design.layout,
+            "mapping": " ".join(made.dram.address.fields_lsb_to_msb),
+        },
         "choices": [asdict(choice) for choice in choices],
     }
 

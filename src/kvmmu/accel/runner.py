@@ -9,13 +9,13 @@ from kvmmu.accel.designs import Design
 from kvmmu.accel.dram.spec import DramSpec
 from kvmmu.accel.pipeline.counts import counts
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.accel.pipeline.timing import Cost, StepTimer
+from kvmmu.accel.pipeline.timing import Cost, StepTimer, derive_step
 from kvmmu.accel.pricing import make_prices
 from kvmmu.accel.request import Request
 from kvmmu.accel.results import DesignResult, PhaseResult
 from kvmmu.accel.spec.accelerator import AcceleratorSpec
 from kvmmu.accel.spec.model import ModelSpec
-from kvmmu.accel.workload import RegularRun, Workload, read_workload, regular_events
+from kvmmu.accel.workload import RegularRun, Step, Workload, read_workload, regular_events
 from kvmmu.units import BITS_PER_BYTE
 
 __all__ = ["Runner"]
@@ -86,6 +86,21 @@ class Runner:
             fits=capacity <= self.dram.capacity_bytes,
             phases=phases,
         )
+
+    def decode_step(
+        self, design: Design, workload: Workload, context: int, batch: int
+    ) -> PhaseResult:
+        """Price one decode step of `batch` lanes, each at `context` tokens with the new one."""
+        timer = self.timer(design, workload)
+        shape = Step((1,) * batch, (1,) * batch, ())
+        step = derive_step(
+            shape,
+            (context - 1,) * batch,
+            design,
+            workload.header.geometry.slots,
+            num_tables=timer.machine.num_tables,
+        )
+        return PhaseResult(timer.machine, make_prices(timer.machine), timer.step(step), 1, batch)
 
     def baseline(self, design: Design, workload: Workload) -> DesignResult:
         """Price a baseline; a regular run gives it the chunk with which its prefill is fastest."""

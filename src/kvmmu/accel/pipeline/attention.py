@@ -6,6 +6,10 @@ online      K and V of a tile arrive together; sums are rescaled as larger logit
 two_pass    all K first, with maximum and sum on the way; then probabilities, then V.
 three_pass  maximum; exponentials and their sum; probabilities. Then V.
 
+Logits that must wait (for scores, or for the later passes) wait in the logits buffer. Where those
+of all heads do not fit, KV heads are taken in groups, each group's part of every slot in turn:
+shorter pieces, no byte twice. Where not even one KV head's fit, K is multiplied once more.
+
 A chunk (q > 1) always runs online. Query tiles are as large as the activation buffer allows; each
 streams the region again, by groups of KV heads so that more queries fit.
 """
@@ -18,12 +22,11 @@ from math import ceil
 from kvmmu.accel.designs import PAGE_TOKENS
 from kvmmu.accel.pipeline.counts import Counts, counts
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.units import BITS_PER_BYTE
+from kvmmu.accel.pipeline.scores import score_work
+from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, kv_tile_bytes
 
 __all__ = ["AttentionPlan", "plan_attention"]
 
-PASSES = {"online": 1, "two_pass": 2, "three_pass": 3}
-LOGIT_BYTES = 2  # 16-bit logits between passes
 SUM_BYTES = 4  # an output's running sum, in a query tile
 
 
@@ -56,9 +59,10 @@ class AttentionPlan:
 def plan_attention(machine: Machine, q: int, live: int, written: int) -> AttentionPlan:
     """Plan q queries of a lane over `live` slots; `written` table rows are written at the end."""
     form = machine.design.softmax_form if q == 1 else "online"
-    passes, heads = _query_tiles(machine, q, live)
-    work = _Work(machine, q, live, form, passes, heads)
-    scores = _scores(machine, work)
+    passes, heads = _query_tiles(machine, q, live) if q > 1 else (1, _heads_together(machine, live))
+    form = form if _waits(machine, form, heads, live) else "online"
+    work = AttentionWork(machine, q, live, form, passes, heads)
+    scores = score_work(machine, work, heads)
     traffic = _traffic(
         machine, q, live, written, passes=passes, heads=heads, keys_again=scores.keys_again
     )
@@ -66,7 +70,9 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
     for part in (scores.counts, work.counts()):
         for name, value in part.items():
             made[name] = made.get(name, 0) + value
-    kv_tiles = ceil((live * passes + _own_rows(q, passes)) * machine.row_bytes / _tile(machine))
+    kv_tiles = ceil(
+        (live * passes + _own_rows(q, passes)) * machine.row_bytes / kv_tile_bytes(machine)
+    )
     made["dram_cycles"] = (
         traffic.read_cycles + traffic.write_cycles + scores.fetch_cycles + scores.store_cycles
     )
@@ -94,15 +100,8 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
     )
 
 
-def _tile(machine: Machine) -> int:
-    """Bytes of a tile of whole rows."""
-    return machine.kv_tile_bytes // machine.row_bytes * machine.row_bytes
-
-
 def _query_tiles(machine: Machine, q: int, live: int) -> tuple[int, int]:
     """Return (passes over the region, KV heads fetched together) with the shortest reading."""
-    if q == 1:
-        return 1, machine.model.num_kv_heads
     room = machine.activation_capacity // 2
     one = machine.group * machine.model.head_dim * (machine.activation_bytes + SUM_BYTES)
     best: tuple[float, int, int] | None = None
@@ -120,6 +119,23 @@ def _query_tiles(machine: Machine, q: int, live: int) -> tuple[int, int]:
     return best[1], best[2]
 
 
+def _heads_together(machine: Machine, live: int) -> int:
+    """Return how many KV heads a decode takes together: as many as have room for their logits."""
+    every = machine.model.num_kv_heads
+    if machine.design.softmax_form == "online" and not machine.design.has_scores:
+        return every
+    room = machine.chip.memories["logits"].capacity_bytes
+    one = machine.group * (live + 1) * LOGIT_BYTES
+    fitting = [h for h in _divisors(every) if h * one <= room]
+    return max(fitting, default=every)
+
+
+def _waits(machine: Machine, form: str, heads: int, live: int) -> bool:
+    """Say whether the logits of `heads` KV heads fit the buffer in which they wait."""
+    held = heads * machine.group * (live + 1) * LOGIT_BYTES
+    return form == "online" or held <= machine.chip.memories["logits"].capacity_bytes
+
+
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
@@ -127,59 +143,6 @@ def _divisors(n: int) -> list[int]:
 def _own_rows(q: int, passes: int) -> float:
     """Rows of the chunk itself that later query tiles read again, summed over the tiles."""
     return q * (passes - 1) / 2
-
-
-class _Work:
-    """Arithmetic of a lane's attention, scores left out."""
-
-    def __init__(
-        self, machine: Machine, q: int, live: int, form: str, passes: int, heads: int
-    ) -> None:
-        model, array = machine.model, machine.chip.spec.array
-        self.machine, self.q, self.live, self.form = machine, q, live, form
-        self.pairs = q * live + q * (q + 1) // 2  # causal: a new token sees itself and those before
-        self.logits = model.num_heads * self.pairs
-        self.macs = 2 * model.num_heads * model.head_dim * self.pairs
-        rows = machine.group * q
-        groups = -(-rows // array.rows)
-        split = max(1, min(array.rows // rows, model.head_dim))
-        keys = self.pairs / q  # keys a query sees, on average
-        half = model.num_kv_heads * model.head_dim * keys
-        wide = -(-model.head_dim // array.cols) * array.cols / model.head_dim  # PV: D on columns
-        self.kv_use = 2 * half * machine.kv_value_bytes * groups
-        port = machine.port_cycles("kv", self.kv_use / 2)
-        self.qk_cycles = max(ceil(half * groups / (array.cols * split)), port)
-        self.pv_cycles = max(ceil(half * groups * wide / (array.cols * split)), port)
-        ways = machine.chip.spec.softmax.ways
-        self.softmax_cycles = ceil(self.logits / ways)
-        self.late_cycles = (PASSES[form] - 1) * self.softmax_cycles
-        self.num_tiles = max(1, ceil(live * machine.row_bytes * passes / _tile(machine)))
-
-    def counts(self) -> dict[str, float]:
-        """Return operations and on-chip bytes."""
-        n, ab = self.logits, self.machine.activation_bytes
-        outputs = self.machine.model.num_heads * self.machine.model.head_dim * self.q
-        made: dict[str, float] = {
-            "attention_macs": self.macs,
-            "kv_use_bytes": self.kv_use,
-            "activation_read_bytes": outputs * ab,
-            "activation_write_bytes": outputs * ab,
-            "softmax_compare": n,
-            "softmax_add": n,
-            "softmax_exp": n,
-        }
-        if self.form == "online":  # outputs are rescaled tile by tile, divided once
-            made |= {"softmax_mul": outputs * self.num_tiles, "softmax_div": outputs}
-        elif self.form == "two_pass":  # the second pass makes each exponential again
-            made |= {"softmax_exp": 2 * n, "softmax_mul": n, "softmax_div": self.q}
-            made |= {"logits_write_bytes": LOGIT_BYTES * n, "logits_read_bytes": LOGIT_BYTES * n}
-        else:
-            made |= {"softmax_mul": n, "softmax_div": self.q}
-            made |= {
-                "logits_write_bytes": 2 * LOGIT_BYTES * n,
-                "logits_read_bytes": 2 * LOGIT_BYTES * n,
-            }
-        return made
 
 
 @dataclass(frozen=True)
@@ -205,7 +168,8 @@ def _traffic(
     read: float = live * row * passes
     if keys_again:  # score collection multiplies by K a second time
         read += live * row * passes / 2
-    kind = "kv_read" if q == 1 else "kv_read_chunk"
+    is_whole = q == 1 and heads == machine.model.num_kv_heads
+    kind = "kv_read" if is_whole else "kv_read_chunk"
     write = ceil(rows_written * row)
     stage = 0.0
     if q > 1:
@@ -226,75 +190,13 @@ def _traffic(
         "page_table_dram_bytes": table,
         "kv_fill_bytes": read + q * row + stage,
     }
-    if q > 1 and read:
+    if not is_whole and read:
         cost = machine.pattern(kind, heads=heads)
         made |= {
             "kv_chunk_activate_pj": read * cost.activate_pj_per_byte,
             "kv_chunk_column_pj": read * cost.column_pj_per_byte,
             "kv_chunk_io_pj": read * cost.io_pj_per_byte,
         }
-    read_cycles = machine.dram_cycles(kind, read, heads=heads if q > 1 else None)
+    read_cycles = machine.dram_cycles(kind, read, heads=None if is_whole else heads)
     read_cycles += machine.dram_cycles("kv_stage", stage) + machine.dram_cycles("page_table", table)
     return _Traffic(made, read_cycles, machine.dram_cycles("kv_write", write))
-
-
-@dataclass(frozen=True)
-class _Scores:
-    counts: dict[str, float]
-    fetch_cycles: int = 0
-    store_cycles: int = 0
-    array_cycles: int = 0
-    softmax_cycles: int = 0
-    mmu_cycles: int = 0
-    source: str = "none"
-    keys_again: bool = False
-
-
-def _scores(machine: Machine, work: _Work) -> _Scores:
-    """Count what the KV-MMU does with a lane's probabilities, and what it takes to get them."""
-    if not machine.design.has_scores:
-        return _Scores({})
-    mmu, q = machine.mmu, work.q
-    slots = work.live + q
-    entries = slots * machine.num_tables
-    score_bytes = entries * mmu.score_bits / BITS_PER_BYTE
-    # Positions, and the ids of the protected newest slots: recent_share of them, log2 C bits each.
-    newest_bits = mmu.recent_share * max(1, (machine.design.num_slots - 1).bit_length())
-    position_bytes = entries * (mmu.position_bits + newest_bits) / BITS_PER_BYTE
-    made: dict[str, float] = {
-        "mmu_add": work.logits,
-        "mmu_compare": entries,
-        "mmu_visit": entries,
-        "mmu_address": slots,
-        "score_read_bytes": score_bytes + position_bytes,
-        "score_write_bytes": score_bytes,
-    }
-    fetch = store = 0
-    if mmu.store == "dram":
-        table_bytes = score_bytes + position_bytes
-        made["score_dram_bytes"] = 2 * table_bytes
-        made["score_read_bytes"] += table_bytes  # written back
-        made["score_write_bytes"] += table_bytes  # filled
-        fetch = store = machine.dram_cycles("score", table_bytes)
-    array_cycles = softmax_cycles = 0
-    source = "final pass"
-    if work.form == "online":
-        source, array_cycles, softmax_cycles = _collect(machine, work, made)
-    mmu_cycles = ceil(work.logits / mmu.ways) + machine.chip.mmu_latency_cycles(mmu.ways)
-    again = source == "second product"
-    return _Scores(made, fetch, store, array_cycles, softmax_cycles, mmu_cycles, source, again)
-
-
-def _collect(machine: Machine, work: _Work, made: dict[str, float]) -> tuple[str, int, int]:
-    """Charge the extra look at every logit that an online softmax needs; fill `made`."""
-    made["collect_exp"] = work.logits
-    made["collect_mul"] = work.logits
-    softmax_cycles = ceil(work.logits / machine.chip.spec.softmax.ways)
-    held = LOGIT_BYTES * work.logits
-    if work.q == 1 and held <= machine.chip.memories["logits"].capacity_bytes:
-        made["logits_write_bytes"] = held
-        made["logits_read_bytes"] = held
-        return "logits buffer", 0, softmax_cycles
-    made["collect_macs"] = work.macs / 2
-    made["kv_use_bytes"] = work.kv_use / 2
-    return "second product", work.qk_cycles, softmax_cycles

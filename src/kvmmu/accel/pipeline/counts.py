@@ -26,7 +26,7 @@ Counts = NDArray[np.float64]
 DRAM_KINDS = (
     "weight",  # weights, once a step or once a pass over resident vectors
     "kv_read",  # slots of a region in decode
-    "kv_read_chunk",  # the same, for a chunk's queries, by groups of heads
+    "kv_read_chunk",  # the same by groups of heads: for a chunk, or where logits are many
     "kv_write",  # new rows into their slots
     "kv_stage",  # a chunk's own rows, kept aside until its losers are known
     "activation",  # activations that do not stay on chip

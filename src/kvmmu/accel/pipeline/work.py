@@ -1,0 +1,70 @@
+"""Arithmetic of one lane's attention in one layer: products, logits, softmax passes, cycles."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from kvmmu.accel.pipeline.machine import Machine
+
+__all__ = ["LOGIT_BYTES", "AttentionWork", "kv_tile_bytes"]
+
+PASSES = {"online": 1, "two_pass": 2, "three_pass": 3}
+LOGIT_BYTES = 2  # 16-bit logits between passes
+
+
+def kv_tile_bytes(machine: Machine) -> int:
+    """Bytes of a tile of whole rows."""
+    return machine.kv_tile_bytes // machine.row_bytes * machine.row_bytes
+
+
+class AttentionWork:
+    """Arithmetic of a lane's attention, scores left out."""
+
+    def __init__(
+        self, machine: Machine, q: int, live: int, form: str, passes: int, heads: int
+    ) -> None:
+        model, array = machine.model, machine.chip.spec.array
+        self.machine, self.q, self.live, self.form = machine, q, live, form
+        self.pairs = q * live + q * (q + 1) // 2  # causal: a new token sees itself and those before
+        self.logits = model.num_heads * self.pairs
+        self.macs = 2 * model.num_heads * model.head_dim * self.pairs
+        rows = machine.group * q
+        groups = -(-rows // array.rows)
+        split = max(1, min(array.rows // rows, model.head_dim))
+        keys = self.pairs / q  # keys a query sees, on average
+        half = model.num_kv_heads * model.head_dim * keys
+        wide = -(-model.head_dim // array.cols) * array.cols / model.head_dim  # PV: D on columns
+        self.kv_use = 2 * half * machine.kv_value_bytes * groups
+        port = machine.port_cycles("kv", self.kv_use / 2)
+        self.qk_cycles = max(ceil(half * groups / (array.cols * split)), port)
+        self.pv_cycles = max(ceil(half * groups * wide / (array.cols * split)), port)
+        ways = machine.chip.spec.softmax.ways
+        self.softmax_cycles = ceil(self.logits / ways)
+        self.late_cycles = (PASSES[form] - 1) * self.softmax_cycles
+        self.num_tiles = max(1, ceil(live * machine.row_bytes * passes / kv_tile_bytes(machine)))
+
+    def counts(self) -> dict[str, float]:
+        """Return operations and on-chip bytes."""
+        n, ab = self.logits, self.machine.activation_bytes
+        outputs = self.machine.model.num_heads * self.machine.model.head_dim * self.q
+        made: dict[str, float] = {
+            "attention_macs": self.macs,
+            "kv_use_bytes": self.kv_use,
+            "activation_read_bytes": outputs * ab,
+            "activation_write_bytes": outputs * ab,
+            "softmax_compare": n,
+            "softmax_add": n,
+            "softmax_exp": n,
+        }
+        if self.form == "online":  # outputs are rescaled tile by tile, divided once
+            made |= {"softmax_mul": outputs * self.num_tiles, "softmax_div": outputs}
+        elif self.form == "two_pass":  # the second pass makes each exponential again
+            made |= {"softmax_exp": 2 * n, "softmax_mul": n, "softmax_div": self.q}
+            made |= {"logits_write_bytes": LOGIT_BYTES * n, "logits_read_bytes": LOGIT_BYTES * n}
+        else:
+            made |= {"softmax_mul": n, "softmax_div": self.q}
+            made |= {
+                "logits_write_bytes": 2 * LOGIT_BYTES * n,
+                "logits_read_bytes": 2 * LOGIT_BYTES * n,
+            }
+        return made
