@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, eval, report, lm-eval, policies, models.
+"""The command line: kvmmu demo, generate, eval, report, simulate, accelerators, plan and lists.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import demo, eval, generate, lists, lm_eval, plan, report
+from kvmmu.cli import accelerators, demo, eval, generate, lists, lm_eval, plan, report, simulate
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -124,6 +124,14 @@ app.command(
     ),
 )(eval.evaluate)
 app.command("report", epilog="Example: kvmmu report results")(report.report)
+app.command(
+    "simulate",
+    epilog=(
+        "Example: kvmmu simulate --accelerator jetcas65 --model llama_7b --batch 16 "
+        "--prompt 2048 --generate 2048 --num-slots 512 --output simulation"
+    ),
+)(simulate.simulate)
+app.command("accelerators", epilog="Example: kvmmu accelerators --json")(accelerators.accelerators)
 app.command(
     "lm-eval",
     epilog=(
