@@ -11,11 +11,12 @@ import typer
 
 from kvmmu.cli.generate import check_seed, load_model, quieten
 from kvmmu.cli.lists import AsJson
+from kvmmu.cli.replay import replay_trace
 
 if TYPE_CHECKING:
     from kvmmu.evals.demo import Plan
 
-__all__ = ["demo", "run_demo"]
+__all__ = ["demo", "print_results", "run_demo"]
 
 Output = Annotated[Path, typer.Option(help="The folder to write to; made if need be.")]
 ModelName = Annotated[str, typer.Option(help="A shipped model, a local folder or a hub name.")]
@@ -34,7 +35,8 @@ def demo(
     """Compare a full cache with constant-size ones on a book that the model has not read.
 
     Facts are hidden in pages of Frankenstein and asked for; answers, perplexity, bytes and speed
-    come from one run. Writes results.json, a trace and two pictures.
+    come from one run, and its trace is replayed on a simulated accelerator for energy, delay and
+    DRAM traffic. Writes results.json, a trace, two pictures and a page.
     """
     check_seed(seed)
     _make_folder(output)
@@ -43,7 +45,7 @@ def demo(
 
     results = run_demo(model, output, Plan.quick() if quick else Plan(), seed=seed)
     if not as_json:
-        _print(results)
+        print_results(results)
     typer.echo(
         f"wrote {', '.join(results['files'])} to {output} in {results['wall_s']} s", err=True
     )
@@ -57,7 +59,9 @@ def run_demo(model: str, output: Path, plan: Plan, *, seed: int) -> dict[str, An
     from kvmmu.cli.progress import bar
     from kvmmu.evals.demo import Demo
     from kvmmu.evals.source import shipped_book
+    from kvmmu.report.joint import write_joint
     from kvmmu.report.plots import plot_accuracy, plot_survivors
+    from kvmmu.report.replay import replay_words
     from kvmmu.report.words import demo_notes, demo_words
 
     began = time.perf_counter()
@@ -69,22 +73,36 @@ def run_demo(model: str, output: Path, plan: Plan, *, seed: int) -> dict[str, An
         traced = results["trace"]
         traced["drawn"] = plot_survivors(output / traced["file"], traced, output / pictures[0])
         plot_accuracy(results, output / pictures[1])
-    results["words"] = demo_words(results)
+        shown.say("accelerator (compiled once)")
+        results["accelerator"] = replay_trace(
+            output / traced["file"],
+            Path(model) if Path(model).is_dir() else model,
+            label=traced["label"],
+            dtype=results["dtype"],
+        )
+    results["words"] = demo_words(results) + replay_words(results["accelerator"])
     results["notes"] = demo_notes(results)
-    results["files"] = ["results.json", traced["file"], *pictures]
+    results["files"] = ["results.json", traced["file"], *pictures, "index.html"]
     results["wall_s"] = round(time.perf_counter() - began, 1)
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_joint(output)
     return results
 
 
-def _print(results: dict[str, Any]) -> None:
+def print_results(results: dict[str, Any]) -> None:
     """Print the table and what it says."""
     from rich.console import Console
 
+    from kvmmu.report.accelerator.terminal import grid_table
+    from kvmmu.report.replay import replay_grid
     from kvmmu.report.tables import bullets, demo_table
 
     console = Console(highlight=False, markup=False)
     console.print(demo_table(results))
+    grid = replay_grid(results["accelerator"]) if "accelerator" in results else None
+    if grid is not None and grid.rows:
+        for part in grid_table(grid):
+            console.print(part)
     console.print(bullets(results["words"]))
     console.print()
     console.print(bullets(results["notes"], style="dim"))

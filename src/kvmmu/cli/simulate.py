@@ -152,9 +152,12 @@ def _run(request: Request, drams: tuple[str, ...], output: Path | None, *, is_js
     written = ""
     if output is not None:
         from kvmmu.report.accelerator.write import write_study
+        from kvmmu.report.joint import write_joint
 
         output.mkdir(parents=True, exist_ok=True)
-        written = f"; wrote {', '.join(write_study(result, output))} to {output}"
+        write_study(result, output)
+        write_joint(output)
+        written = f"; wrote simulation.json, pictures and index.html to {output}"
     if not is_json:
         print_study(result)
     typer.echo(f"simulated in {seconds:.1f} s{written}", err=True)

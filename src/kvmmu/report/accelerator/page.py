@@ -1,4 +1,4 @@
-"""A study as a page, or as a part of one."""
+"""A study as a part of a page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from kvmmu.report.accelerator.grids import grids
-from kvmmu.report.accelerator.words import answer, configuration, notes, setting, title
-from kvmmu.report.html import body, encoded, page
+from kvmmu.report.accelerator.words import answer, configuration, notes, setting
+from kvmmu.report.html import body, encoded
 
-__all__ = ["render_body", "render_page"]
-
-
-def render_page(study: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
-    """Return the page's HTML; the pictures' bytes stand in it."""
-    return page(title(study), "every figure is simulated", [render_body(study, pictures)])
+__all__ = ["render_body"]
 
 
 def render_body(study: Mapping[str, Any], pictures: Mapping[str, Path]) -> Markup:

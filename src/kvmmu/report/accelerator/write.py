@@ -1,4 +1,4 @@
-"""Write a study: its JSON, its pictures and its page."""
+"""Write a study: its JSON and its pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvmmu.report.accelerator.page import render_page
 from kvmmu.report.accelerator.plots import PICTURES
 from kvmmu.report.accelerator.study import FILE
 
@@ -17,13 +16,10 @@ _PLOTS = "accelerator"
 """The folder of the pictures: beside the plots of an evaluation, not among them."""
 
 
-def write_study(study: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write simulation.json, accelerator/*.png and index.html; return their names."""
+def write_study(study: Mapping[str, Any], folder: Path) -> None:
+    """Write simulation.json, from which the report draws the rest."""
     text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
-    page = render_page(study, draw(study, folder))
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    return [FILE, f"{_PLOTS}/*.png", "index.html"]
 
 
 def draw(study: Mapping[str, Any], folder: Path) -> dict[str, Path]:

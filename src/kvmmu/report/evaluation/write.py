@@ -21,7 +21,7 @@ from kvmmu.report.evaluation.results import FULL, read_results
 from kvmmu.report.evaluation.summary import summarise
 from kvmmu.report.evaluation.tables import markdown
 
-__all__ = ["draw", "write_report"]
+__all__ = ["draw", "write_report", "write_tables"]
 
 Plot = Callable[[dict[str, Any], Path], Path]
 
@@ -35,11 +35,16 @@ def write_report(folder: Path) -> dict[str, Any]:
     """
     made = summarise(read_results(folder / "results.jsonl"))
     pictures = draw(made, folder / "plots")
+    write_tables(made, folder)
+    (folder / "index.html").write_text(render_page(made, pictures), encoding="utf-8")
+    return made
+
+
+def write_tables(made: dict[str, Any], folder: Path) -> None:
+    """Write summary.json and table.md."""
     text = json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown(made), encoding="utf-8")
-    (folder / "index.html").write_text(render_page(made, pictures), encoding="utf-8")
-    return made
 
 
 def draw(made: dict[str, Any], folder: Path) -> dict[str, Path]:
