@@ -132,10 +132,26 @@ def test_every_baseline_runs_the_same_tokens(small):
         "paged",
         "window",
         "irregular",
+        "irregular_head",
         "varying",
     }
     for other in small.others:
         assert other.total.tokens == small.ours.total.tokens
+
+
+def test_gathering_by_head_pays_for_short_pieces():
+    """The energy of short pieces is the gathered baseline's alone: a row opened for each of them."""
+    made = simulate(replace(SMALL, model="llama_7b", kv_bits=4, layout="slot"))
+    ours = made.ours.phases["decode"]
+    rows, pieces = (
+        next(o for o in made.others if o.name == name).phases["decode"]
+        for name in ("irregular", "irregular_head")
+    )
+    assert pieces.dram_bytes["kv_read"] == pytest.approx(rows.dram_bytes["kv_read"])
+    assert rows.busy_cycles["dram"] == pytest.approx(ours.busy_cycles["dram"], rel=0.02)
+    assert pieces.busy_cycles["dram"] >= rows.busy_cycles["dram"]
+    activate = [p.energy_by_unit_j()["dram_activate"] for p in (rows, pieces)]
+    assert activate[1] > 3 * activate[0]
 
 
 def test_window_without_scores_costs_less_than_rce(small):

@@ -7,7 +7,8 @@ hardware are the same (HARDWARE: "Baselines"). What each keeps, of a lane that h
     full             all n                                         reads n, appends
     paged            all n in blocks of 16 tokens                  reads blocks, and their numbers
     window           sinks and the last tokens, C in all           reads C, no score hardware
-    irregular        all n in memory, the best C read where they lie    gathers pieces
+    irregular        all n in memory, the best C read where they lie    gathers rows
+    irregular_head   the same, other tokens for each head    gathers one head's K, or V
     varying          n / compression, grows (VEDA-like vote)       reads n / compression, scores
 """
 
@@ -114,6 +115,14 @@ def baselines(ours: Design, *, num_tokens: int) -> tuple[Design, ...]:
         replace(plain, name="window", title=f"sinks + window, {C} slots"),
         replace(
             ours, name="irregular", title=f"irregular, {C} of all", keeps="all", reads="gather"
+        ),
+        replace(
+            ours,
+            name="irregular_head",
+            title=f"irregular by head, {C} of all",
+            keeps="all",
+            reads="gather",
+            granularity="head",
         ),
         replace(ours, name="varying", title="varying size (VEDA-like)", keeps="share", share=share),
     )
