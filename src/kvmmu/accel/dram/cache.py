@@ -60,8 +60,7 @@ def pattern_key(spec: DramSpec, pattern: Any) -> str:
         "spec": spec.model_dump(
             include={"organization", "timings", "address", "controller"},
             exclude={
-                group: {"source"}
-                for group in ("organization", "timings", "address", "controller")
+                group: {"source"} for group in ("organization", "timings", "address", "controller")
             },
         ),
         "pattern": asdict(pattern),

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmmu.accel.dram.banked import BankedChannel, simulate_banked
 from kvmmu.accel.dram.device import ACT, PRE, PREAB, RD, REF, WR, new_device
 from kvmmu.accel.dram.gaps import Gaps
 from kvmmu.accel.dram.scheduler import (
@@ -56,7 +57,11 @@ class Organization:
 
 @dataclass(frozen=True)
 class Policy:
-    """Queues and scheduling; the scheduler window is `read_entries` reads or `write_entries` writes."""
+    """Queues and scheduling; the scheduler window is `read_entries` reads or `write_entries` writes.
+
+    With `per_bank_entries` the queues only feed command queues of that length, one per bank, and the
+    rules are those of banked.py; watermarks and `protect_row_hits` then mean nothing.
+    """
 
     read_entries: int = 32
     write_entries: int = 32
@@ -64,6 +69,7 @@ class Policy:
     write_low: float = 6.4
     protect_row_hits: bool = False
     dual_command: bool = False
+    per_bank_entries: int = 0
 
     def as_array(self) -> NDArray[np.float64]:
         """Return the policy in the kernel's order, float64 [6]."""
@@ -102,12 +108,12 @@ class ChannelResult:
         """Return (requests, cycles) of the steady state.
 
         With a refresh period: all column commands of the whole periods between 10 % and 90 % of the
-        run, if there are two. Else from the column command at 10 % of them to that at 90 %.
+        run, if there is one. Else from the column command at 10 % of them to that at 90 %.
         """
         order = np.sort(self.column_cycles)
         if refi:
             first, last = -(-self.cycles // (10 * refi)), self.cycles * 9 // (10 * refi)
-            if last - first >= 2:
+            if last > first:
                 inside = np.searchsorted(order, [first * refi, last * refi])
                 return int(inside[1] - inside[0]), (last - first) * refi
         low, high = len(order) // 10, len(order) * 9 // 10
@@ -131,11 +137,11 @@ def run_channel(
     Flat bank = (rank * bank_groups + group) * banks_per_group + bank.
     """
     channel = _new_channel(banks, rows, is_write, gaps, organization, policy)
-    if with_trace:  # how many commands there will be is known only after a run
-        simulate(channel)
+    _run(channel, policy)
+    if with_trace:  # how many commands there are is known only after a run
         capacity = int(channel.counters[N_TRACE])
         channel = _new_channel(banks, rows, is_write, gaps, organization, policy, capacity)
-    simulate(channel)
+        _run(channel, policy)
     counters = [int(value) for value in channel.counters]
     return ChannelResult(
         cycles=counters[LAST_DATA],
@@ -154,6 +160,23 @@ def run_channel(
     )
 
 
+def _run(channel: Channel, policy: Policy) -> None:
+    """Serve all requests by the policy's rules."""
+    if not policy.per_bank_entries:
+        simulate(channel)
+        return
+    num_banks = len(channel.hit_since)
+    banked = BankedChannel(
+        base=channel,
+        queues=np.zeros((num_banks, policy.per_bank_entries), np.int64),
+        lengths=np.zeros(num_banks, np.int64),
+        hits=np.zeros(num_banks, np.int64),
+        turn=np.zeros(2, np.int64),
+    )
+    channel.refresh[2] += 1  # its refresh timer starts with the first command slot
+    simulate_banked(banked)
+
+
 def _new_channel(
     banks: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -169,7 +192,9 @@ def _new_channel(
     )
     num_requests, num_banks = len(banks), organization.num_banks
     gap_array = gaps.as_array()
-    first_refresh = gaps.refi - 1  # the refresh timer starts one cycle before the first command slot
+    first_refresh = (
+        gaps.refi - 1
+    )  # the refresh timer starts one cycle before the first command slot
     return Channel(
         state=new_device(org),
         gaps=gap_array,

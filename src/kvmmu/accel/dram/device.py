@@ -1,7 +1,7 @@
 """The device under the controller: when each command may issue, and what issuing it changes.
 
 State is plain int64 arrays so that numba can inline it: `banks` [ranks * groups * banks, 6],
-`groups` [ranks * groups, 3], `ranks` [ranks, 8], `faw` [ranks, 4] (cycles of the last four ACTs) and
+`groups` [ranks * groups, 3], `ranks` [ranks, 9], `faw` [ranks, 4] (cycles of the last four ACTs) and
 `bus` [1] (first free cycle of the row command bus). Times are cycles; a command is ready in cycle t
 if its ready time is <= t. `gaps` is Gaps.as_array().
 """
@@ -36,14 +36,16 @@ COMMANDS = ("ACT", "RD", "WR", "PRE", "PREab", "REFab")
 # columns of `banks`, `groups` and `ranks`
 OPEN_ROW, BANK_ACT, BANK_RD, BANK_WR, BANK_PRE, BANK_WAITING = range(6)
 GROUP_ACT, GROUP_RD, GROUP_WR = range(3)
-RANK_ACT, RANK_RD, RANK_WR, RANK_PREAB, RANK_REF, RANK_FAW_HEAD, RANK_OPEN, RANK_WAITING = range(8)
+(
+    RANK_ACT, RANK_RD, RANK_WR, RANK_PRE, RANK_PREAB, RANK_REF, RANK_FAW_HEAD, RANK_OPEN, RANK_WAITING,
+) = range(9)  # fmt: skip
 
 # places in Gaps.as_array()
 (
     _BURST, _CL, _CWL, _RD_RD_S, _RD_RD_L, _WR_WR_S, _WR_WR_L, _RD_WR, _WR_RD_S, _WR_RD_L, _RD_PRE,
     _WR_PRE, _ACT_ACT_BANK, _ACT_RD, _ACT_WR, _ACT_PRE, _PRE_ACT, _ACT_ACT_S, _ACT_ACT_L, _FAW,
-    _REF_ACT, _PRE_REF, _ACT_REF, _REFI, _RD_RD_O, _RD_WR_O, _WR_RD_O, _WR_WR_O, _ACT_BUS,
-) = range(29)  # fmt: skip
+    _REF_ACT, _PRE_REF, _ACT_REF, _REFI, _RD_RD_O, _RD_WR_O, _WR_RD_O, _WR_WR_O, _ACT_BUS, _PRE_PRE,
+) = range(30)  # fmt: skip
 
 _LONG_AGO = -(2**40)
 
@@ -66,7 +68,7 @@ def new_device(org: NDArray[np.int64]) -> DeviceState:
     banks = np.zeros((num_groups * int(org[2]), 6), np.int64)
     banks[:, OPEN_ROW] = -1
     groups = np.zeros((num_groups, 3), np.int64)
-    ranks = np.zeros((num_ranks, 8), np.int64)
+    ranks = np.zeros((num_ranks, 9), np.int64)
     faw = np.full((num_ranks, 4), _LONG_AGO, np.int64)
     group_of = np.arange(len(banks)) // org[2]
     return DeviceState(
@@ -84,7 +86,7 @@ def ready_cycle(state: DeviceState, command: int, bank: int, gaps: NDArray[np.in
     if command == WR:
         return max(banks[bank, BANK_WR], groups[group, GROUP_WR], ranks[rank, RANK_WR])
     if command == PRE:
-        return max(banks[bank, BANK_PRE], state.bus[0])
+        return max(banks[bank, BANK_PRE], ranks[rank, RANK_PRE], state.bus[0])
     if command == ACT:
         oldest = state.faw[rank, ranks[rank, RANK_FAW_HEAD]]
         return max(
@@ -92,7 +94,7 @@ def ready_cycle(state: DeviceState, command: int, bank: int, gaps: NDArray[np.in
             max(oldest + gaps[_FAW], state.bus[0]),
         )
     if command == PREAB:
-        return max(ranks[rank, RANK_PREAB], state.bus[0])
+        return max(ranks[rank, RANK_PREAB], ranks[rank, RANK_PRE], state.bus[0])
     return max(ranks[rank, RANK_REF], state.bus[0])
 
 
@@ -123,7 +125,9 @@ def _issue_act(state: DeviceState, bank: int, row: int, t: int, gaps: NDArray[np
 
 
 @kernel
-def _issue_column(state: DeviceState, command: int, bank: int, t: int, gaps: NDArray[np.int64]) -> None:
+def _issue_column(
+    state: DeviceState, command: int, bank: int, t: int, gaps: NDArray[np.int64]
+) -> None:
     group, rank = state.group_of[bank], state.rank_of[bank]
     is_write = command == WR
     to_pre = t + (gaps[_WR_PRE] if is_write else gaps[_RD_PRE])
@@ -144,10 +148,13 @@ def _issue_column(state: DeviceState, command: int, bank: int, t: int, gaps: NDA
 
 
 @kernel
-def _issue_row_close(state: DeviceState, command: int, bank: int, t: int, gaps: NDArray[np.int64]) -> None:
+def _issue_row_close(
+    state: DeviceState, command: int, bank: int, t: int, gaps: NDArray[np.int64]
+) -> None:
     group, rank = state.group_of[bank], state.rank_of[bank]
     banks, ranks = state.banks, state.ranks
     state.bus[0] = t + 1
+    _raise_to(ranks, rank, RANK_PRE, t + gaps[_PRE_PRE])
     if command == PRE:
         banks[bank, OPEN_ROW] = -1
         ranks[rank, RANK_OPEN] -= 1

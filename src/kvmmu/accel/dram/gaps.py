@@ -45,6 +45,7 @@ class Timings:
     rank_switch_cycles: int
     turnaround_cycles: int
     act_bus_cycles: int = 1
+    t_ppd_cycles: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Gaps:
     wr_rd_other_rank: int
     wr_wr_other_rank: int
     act_bus: int
+    pre_pre: int
 
     @classmethod
     def from_timings(cls, t: Timings) -> Gaps:
@@ -125,11 +127,17 @@ class Gaps:
             wr_rd_other_rank=max(1, cwl + burst + t.rank_switch_cycles - cl),
             wr_wr_other_rank=burst + t.rank_switch_cycles,
             act_bus=t.act_bus_cycles,
+            pre_pre=t.t_ppd_cycles,
         )
 
     @classmethod
     def from_effective(
-        cls, effective: dict[str, int], *, refi_cycles: int, act_bus_cycles: int = 1
+        cls,
+        effective: dict[str, int],
+        *,
+        refi_cycles: int,
+        act_bus_cycles: int = 1,
+        ppd_cycles: int = 1,
     ) -> Gaps:
         """Build gaps from distances measured on a command trace, named as the golden cases do."""
         held = act_bus_cycles - 1
@@ -147,6 +155,7 @@ class Gaps:
             wr_rd_other_rank=max(1, cwl + burst - cl),
             wr_wr_other_rank=burst,
             act_bus=act_bus_cycles,
+            pre_pre=ppd_cycles,
             **{short: effective[long] for short, long in names.items()},
         )
 

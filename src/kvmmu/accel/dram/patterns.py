@@ -33,18 +33,20 @@ class Pattern:
 
     `sequential` streams regions one after another in address order; `random` takes
     `pieces_per_region` different pieces at random places of each region in turn (None: one of a
-    written region, 64 of a read one, or all it has). Bytes are charged in whole bursts.
+    written region, 64 of a read one, or all it has); `strided` reads all of a region too, but a piece
+    of every `stride_bytes` first, then the next piece of each. Bytes are charged in whole bursts.
     """
 
-    kind: Literal["sequential", "random"]
+    kind: Literal["sequential", "random", "strided"]
     piece_bytes: int
     region_bytes: int
     is_write: bool = False
     pieces_per_region: int | None = None
+    stride_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sequential", "random"):
-            raise ValueError(f"kind must be 'sequential' or 'random', got {self.kind!r}")
+        if self.kind not in ("sequential", "random", "strided"):
+            raise ValueError(f"kind must be 'sequential', 'random' or 'strided', got {self.kind!r}")
         if not 1 <= self.piece_bytes <= self.region_bytes:
             raise ValueError(
                 f"piece_bytes must lie in [1, region_bytes = {self.region_bytes}], "
@@ -54,6 +56,14 @@ class Pattern:
         if self.pieces_per_region is not None and not 1 <= self.pieces_per_region <= places:
             raise ValueError(
                 f"pieces_per_region must lie in [1, {places}], got {self.pieces_per_region!r}"
+            )
+        stride = self.stride_bytes
+        if (stride is not None) != (self.kind == "strided"):
+            raise ValueError(f"stride_bytes must be given for 'strided' alone, got {stride!r}")
+        if stride is not None and (stride % self.piece_bytes or self.region_bytes % stride):
+            raise ValueError(
+                f"stride_bytes must be a multiple of piece_bytes = {self.piece_bytes} that divides "
+                f"region_bytes = {self.region_bytes}, got {stride!r}"
             )
 
 
@@ -118,11 +128,11 @@ def pattern_cost(
 def _simulate(spec: DramSpec, pattern: Pattern) -> _Counts:
     """Run the busiest channel; the others are done no later."""
     addresses, bytes_asked = bursts_of(spec, pattern)
-    place = spec.mapping.decode(addresses)
-    share = np.bincount(place.channel, minlength=spec.channels)
+    channel = spec.mapping.channels_of(addresses)
+    share = np.bincount(channel, minlength=spec.channels)
     busiest = int(share.argmax())
-    is_write = np.full(len(addresses), pattern.is_write)
-    run = run_one_channel(spec, place, is_write, busiest)
+    mine = addresses[channel == busiest]
+    run = run_one_channel(spec, mine, np.full(len(mine), pattern.is_write))
     requests, cycles = run.steady_cycles(spec.gaps.refi)
     bytes_of_a_request = bytes_asked / int(share[busiest])  # of all channels, in the same time
     time_ns = ns_of_cycles(cycles, clock_mhz=spec.clock_mhz)
@@ -151,6 +161,10 @@ def bursts_of(spec: DramSpec, pattern: Pattern) -> tuple[NDArray[np.int64], int]
         # Pieces of a region are contiguous and share bursts; two regions need not.
         length = min(region, wanted * burst)
         starts = np.arange(-(-wanted * burst // length), dtype=np.int64) % num_fitting * region
+    elif pattern.stride_bytes is not None:
+        length = pattern.piece_bytes
+        num_runs = -(-wanted // -(-length // burst))
+        starts = _strided(np.arange(num_runs, dtype=np.int64), pattern) % (num_fitting * region)
     else:
         length = min(pattern.piece_bytes, wanted * burst)
         bursts_per_piece = -(-length // burst)
@@ -167,6 +181,15 @@ def bursts_of(spec: DramSpec, pattern: Pattern) -> tuple[NDArray[np.int64], int]
 def requests_per_channel(spec: DramSpec) -> int:
     """Return how many bursts of one channel are simulated: fewer where there are many channels."""
     return max(MIN_REQUESTS, min(MAX_REQUESTS, MAX_BURSTS // spec.channels))
+
+
+def _strided(index: NDArray[np.int64], pattern: Pattern) -> NDArray[np.int64]:
+    """Return where the pieces number `index` [N] of a strided pattern start."""
+    stride, piece = pattern.stride_bytes or pattern.piece_bytes, pattern.piece_bytes
+    per_region, per_pass = pattern.region_bytes // piece, pattern.region_bytes // stride
+    region, inside = np.divmod(index, per_region)
+    offset, step = np.divmod(inside, per_pass)
+    return region * pattern.region_bytes + step * stride + offset * piece
 
 
 def _distinct_places(num_regions: int, places: int, count: int) -> NDArray[np.int64]:

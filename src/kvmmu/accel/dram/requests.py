@@ -52,14 +52,14 @@ def flat_banks(spec: DramSpec, place: Location) -> NDArray[np.int64]:
 
 
 def run_one_channel(
-    spec: DramSpec, place: Location, is_write: NDArray[np.bool_], channel: int
+    spec: DramSpec, addresses: NDArray[np.int64], is_write: NDArray[np.bool_]
 ) -> ChannelResult:
-    """Simulate the requests that lie in one channel."""
-    mine = place.channel == channel
+    """Simulate requests that all lie in one channel."""
+    place = spec.mapping.decode(addresses)
     return run_channel(
-        flat_banks(spec, place)[mine],
-        place.row[mine],
-        is_write[mine],
+        flat_banks(spec, place),
+        place.row,
+        is_write,
         gaps=spec.gaps,
         organization=spec.banks,
         policy=spec.policy,
@@ -86,9 +86,9 @@ def simulate_requests(
             f"addresses must lie in [0, {spec.capacity_bytes}), got "
             f"[{addresses.min()}, {addresses.max()}]"
         )
-    place = spec.mapping.decode(addresses)
-    used = np.unique(place.channel)
-    runs = [run_one_channel(spec, place, is_write, int(channel)) for channel in used]
+    channel = spec.mapping.channels_of(addresses)
+    shares = [channel == used for used in np.unique(channel)]
+    runs = [run_one_channel(spec, addresses[mine], is_write[mine]) for mine in shares]
     energy = command_energy(spec, corner)
     activates, reads, writes, refreshes = (
         sum(getattr(run, name) for run in runs)

@@ -28,7 +28,16 @@ from kvmmu.accel.dram.device import (
     ready_cycle,
 )
 
-__all__ = ["Channel", "NUM_COUNTERS", "simulate"]
+__all__ = [
+    "Channel",
+    "NUM_COUNTERS",
+    "count_first",
+    "feed",
+    "record",
+    "remove",
+    "serve",
+    "simulate",
+]
 
 _FAR = 2**60
 _ANY, _COLUMN, _ROW = range(3)  # which commands a slot takes
@@ -67,7 +76,7 @@ class Channel(NamedTuple):
 
 
 @kernel
-def _feed(ch: Channel, t: int) -> None:
+def feed(ch: Channel, t: int) -> None:
     """Push requests in order until one is refused."""
     n = ch.is_write.shape[0]
     while ch.progress[_NEXT] < n:
@@ -93,7 +102,7 @@ def _choose_write_mode(ch: Channel) -> None:
 
 
 @kernel
-def _record(ch: Channel, command: int, bank: int, row: int, t: int) -> None:
+def record(ch: Channel, command: int, bank: int, row: int, t: int) -> None:
     """Issue a command, count it, and write it down if there is a trace to write."""
     issue(ch.state, command, bank, row, t, ch.gaps)
     ch.counters[command] += 1
@@ -107,17 +116,26 @@ def _record(ch: Channel, command: int, bank: int, row: int, t: int) -> None:
 
 
 @kernel
-def _serve(ch: Channel, request: int, t: int) -> None:
+def serve(ch: Channel, request: int, t: int) -> None:
     """Issue a request's column command."""
     is_write = ch.is_write[request]
-    _record(ch, WR if is_write else RD, ch.banks[request], ch.rows[request], t)
+    record(ch, WR if is_write else RD, ch.banks[request], ch.rows[request], t)
     ch.column_cycles[request] = t
     data_end = t + ch.gaps[_G_BURST] + ch.gaps[_G_CWL if is_write else _G_CL]
     ch.counters[LAST_DATA] = max(ch.counters[LAST_DATA], data_end)
 
 
 @kernel
-def _remove(array: NDArray[np.int64], place: int, count: int) -> None:
+def count_first(ch: Channel, request: int, command: int) -> None:
+    """Count a request once, by its first command, as row hit, miss or conflict."""
+    if not ch.seen[request]:
+        ch.seen[request] = True
+        ch.counters[N_MISS if command == ACT else (N_CONFLICT if command == PRE else N_HIT)] += 1
+
+
+@kernel
+def remove(array: NDArray[np.int64], place: int, count: int) -> None:
+    """Take out one entry of a list of `count`."""
     for i in range(place, count - 1):
         array[i] = array[i + 1]
 
@@ -138,8 +156,8 @@ def _activated_slot(ch: Channel, t: int) -> tuple[bool, int]:
         return False, soonest
     request = ch.activated[best]
     bank = ch.banks[request]
-    _serve(ch, request, t)
-    _remove(ch.activated, best, ch.counts[_ACTIVATED])
+    serve(ch, request, t)
+    remove(ch.activated, best, ch.counts[_ACTIVATED])
     ch.counts[_ACTIVATED] -= 1
     ch.state.banks[bank, BANK_WAITING] -= 1
     ch.state.ranks[ch.state.rank_of[bank], RANK_WAITING] -= 1
@@ -157,7 +175,7 @@ def _refresh_slot(ch: Channel, t: int) -> tuple[bool, int]:
     ready = ready_cycle(ch.state, command, bank, ch.gaps)
     if ready > t:
         return False, ready
-    _record(ch, command, bank, -1, t)
+    record(ch, command, bank, -1, t)
     if command == REF:
         ch.refresh[_WAITING] -= 1
         ch.refresh[_RANK] = (rank + 1) % ch.org[0]
@@ -215,21 +233,19 @@ def _queue_slot(ch: Channel, slot: int, t: int) -> tuple[bool, int]:
         return False, ready
     request = ch.entries[side, place]
     bank = ch.banks[request]
-    if not ch.seen[request]:
-        ch.seen[request] = True
-        ch.counters[N_MISS if command == ACT else (N_CONFLICT if command == PRE else N_HIT)] += 1
+    count_first(ch, request, command)
     if command == PRE:
-        _record(ch, PRE, bank, ch.rows[request], t)
+        record(ch, PRE, bank, ch.rows[request], t)
         return True, t
     if command == ACT:
-        _record(ch, ACT, bank, ch.rows[request], t)
+        record(ch, ACT, bank, ch.rows[request], t)
         ch.activated[ch.counts[_ACTIVATED]] = request
         ch.counts[_ACTIVATED] += 1
         ch.state.banks[bank, BANK_WAITING] += 1
         ch.state.ranks[ch.state.rank_of[bank], RANK_WAITING] += 1
     else:
-        _serve(ch, request, t)
-    _remove(ch.entries[side], place, ch.counts[side])
+        serve(ch, request, t)
+    remove(ch.entries[side], place, ch.counts[side])
     ch.counts[side] -= 1
     return True, t
 
@@ -255,7 +271,7 @@ def _slot(ch: Channel, slot: int, t: int) -> tuple[bool, int]:
 def simulate(ch: Channel) -> None:
     """Serve every request of the channel; results are left in its arrays."""
     num_requests, t = ch.is_write.shape[0], 0
-    _feed(ch, t)
+    feed(ch, t)
     while ch.counters[RD] + ch.counters[WR] < num_requests:
         while ch.refresh[_AT] <= t:
             ch.refresh[_WAITING] += ch.org[0]
@@ -268,6 +284,6 @@ def simulate(ch: Channel) -> None:
             issued, ready = _slot(ch, _ANY, t)
         if issued:
             t += 1
-            _feed(ch, t)
+            feed(ch, t)
         else:
             t = min(ready, ch.refresh[_AT])

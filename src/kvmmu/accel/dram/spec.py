@@ -94,6 +94,7 @@ class TimingsGroup(_Group):
     rank_switch_cycles: Annotated[int, Field(ge=0)]
     turnaround_cycles: Annotated[int, Field(ge=0)]
     act_bus_cycles: Cycles = 1
+    t_ppd_cycles: Cycles = 1
 
 
 class MappingGroup(_Group):
@@ -241,9 +242,7 @@ class DramSpec(_Group):
     @cached_property
     def gaps(self) -> Gaps:
         """Distances between commands."""
-        timings = self.timings.model_dump(
-            exclude={"source", "clock_mhz", "transfers_per_cycle"}
-        )
+        timings = self.timings.model_dump(exclude={"source", "clock_mhz", "transfers_per_cycle"})
         return Gaps.from_timings(Timings(**timings))
 
     @property
