@@ -1,4 +1,4 @@
-"""The golden cases: request streams from their written formulas, devices from their configuration."""
+"""The golden cases: streams from their written formulas, devices from their configuration."""
 
 from __future__ import annotations
 

@@ -168,14 +168,14 @@ def test_oldest_ready_request_goes_first_and_hits_pass_a_conflict() -> None:
 
 
 def test_window_is_the_number_of_read_entries() -> None:
-    """The hit stands behind three conflicts: a window of 3 beside the activated request is short."""
+    """The hit stands behind three conflicts: a window of 3 does not reach it."""
     requests = [(0, 1, False), (0, 2, False), (0, 2, False), (0, 2, False), (0, 1, False)]
     assert np.argsort(run(requests, policy=Policy(read_entries=4)).column_cycles)[1] == 4
     assert np.argsort(run(requests, policy=Policy(read_entries=3)).column_cycles)[1] != 4
 
 
 def test_protected_row_hit_is_not_closed_by_a_younger_conflict() -> None:
-    """tRTP < tCCD_L: a younger request may close the row between two hits unless they are protected."""
+    """tRTP < tCCD_L: a younger request may close the row between two hits if none protects them."""
     requests = [(0, 1, False)] * 12 + [(0, 2, False)]
     hasty = run(requests, act_pre=22, act_act_bank=44, rd_pre=4)
     patient = run(
@@ -185,7 +185,7 @@ def test_protected_row_hit_is_not_closed_by_a_younger_conflict() -> None:
 
 
 def test_writes_drain_between_the_watermarks() -> None:
-    """32 queued writes go until fewer than 6.4 wait; then reads, until more than 25.6 writes wait."""
+    """32 queued writes go until fewer than 6.4 wait; then reads until more than 25.6 do."""
     requests = [(k % 16, 0, k % 2 == 0) for k in range(400)]
     order = np.argsort(run(requests).column_cycles, kind="stable")
     is_write = np.array([requests[k][2] for k in order])

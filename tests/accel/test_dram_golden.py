@@ -1,9 +1,10 @@
 """The controller against figures of Ramulator 2.1 and DRAMsim3, same feed, mapping and gaps.
 
-Gates: Ramulator DDR4 and HBM2 and DRAMsim3 DDR4 and LPDDR4 are met to the cycle; DRAMsim3's HBM2 (two
-slots a cycle) within 1 %. LPDDR5 has no tight gate: its activation takes two commands and its data clock
-needs synchronising, which this model lacks; those cases must lie within 12 %. Every case's error is in
-data/dram_errors.md, which `write_errors` makes; the test of all cases compares with it.
+Gates: Ramulator DDR4 and HBM2 and DRAMsim3 DDR4 and LPDDR4 are met to the cycle; DRAMsim3's HBM2
+(two slots a cycle) within 1 %. LPDDR5 has no tight gate: its activation takes two commands and its
+data clock needs synchronising, which this model lacks; those cases must lie within 12 %. Every
+case's error is in data/dram_errors.md, which `write_errors` makes; the test of all cases compares
+with it.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ def write_errors(results: dict[str, ChannelResult]) -> str:
     lines = [
         "# Error of the DRAM model against the golden cases",
         "",
-        "Made by `write_errors` of tests/accel/test_dram_golden.py: cycles and activations of the golden",
-        "case and of this model, and the error in cycles. Each case runs under the rules of its own",
-        "tool: shared queues (Ramulator 2.1) or a queue per bank (DRAMsim3).",
+        "Made by `write_errors` of tests/accel/test_dram_golden.py: cycles and activations of the",
+        "golden case and of this model, and the error in cycles. Each case runs under the rules of",
+        "its own tool: shared queues (Ramulator 2.1) or a queue per bank (DRAMsim3).",
         "",
-        "Causes of what is left: LPDDR5 needs ACT1/ACT2 and CAS commands that this model does not have;",
-        "the HBM2 controller of DRAMsim3 fills its second slot in an order that is not followed to the",
-        "cycle. The two tools differ from each other by up to 20 % (DDR4-3200, S6) on equal timing,",
-        "because they queue requests differently; both orders are modelled, so neither is taken as true.",
+        "Causes of what is left: LPDDR5 needs ACT1/ACT2 and CAS commands that this model lacks;",
+        "DRAMsim3 on HBM2 fills its second slot in an order that is not followed to the cycle.",
+        "The two tools differ from each other by up to 20 % (DDR4-3200, S6) on equal timing,",
+        "because they queue requests differently; both are modelled, so neither is taken as true.",
         "",
         "| case | cycles | model | error | activates | model |",
         "|---|---|---|---|---|---|",

@@ -15,7 +15,7 @@ from kvmmu.accel.dram.energy import command_energy, static_power_w
 from kvmmu.accel.dram.layouts import LAYOUTS, compare_layouts, mappings_of
 from kvmmu.accel.dram.patterns import Pattern, bursts_of, pattern_cost
 from kvmmu.accel.dram.requests import simulate_requests
-from kvmmu.accel.dram.spec import list_drams, load_dram
+from kvmmu.accel.dram.spec import DramSpec, list_drams, load_dram
 
 MIB = 2**20
 REGION = 512 * 8192
@@ -33,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_ddr4_energy_is_the_five_terms_of_its_currents() -> None:
-    """By hand: 8 devices, VDD 1.2 V and VPP 2.5 V, tRC 46.648 ns, tRAS 32.487 ns, burst 3.332 ns."""
+    """By hand: 8 devices, VDD 1.2 V and VPP 2.5 V."""
     energy = command_energy(load_dram("ddr4_2400_x64"))
     t_rc, t_ras, burst, t_rfc = (cycles / 1.20048 for cycles in (56, 39, 4, 433))
     activate = 1.2 * (48 * t_rc - 43 * t_ras - 34 * (t_rc - t_ras))
@@ -265,6 +265,18 @@ def test_layout_matters_when_heads_are_read_one_by_one() -> None:
     )
     assert choices[0].layout == "head"
     assert choices[-1].layout != "head"
+
+
+def test_wrong_pair_for_gathered_reads_costs_nearly_twice_the_time() -> None:
+    """One rank, as in the golden stream S6: 326,552 cycles against 176,166, 1.85 times."""
+    data = load_dram("ddr4_3200_x64").model_dump()
+    data["organization"]["ranks"] = 1
+    spec = DramSpec.model_validate(data)
+    choices = compare_layouts(
+        spec, row_bytes=8192, num_kv_heads=32, num_slots=256, reads="gathered"
+    )
+    assert choices[0].layout == "head"
+    assert choices[-1].slowdown == pytest.approx(1.9, abs=0.15)
 
 
 def test_heads_that_do_not_divide_a_row_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Random devices, mappings and streams: served once, no gap broken, never faster than the bounds."""
+"""Random devices and streams: served once, no gap broken, never faster than the bounds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from kvmmu.accel.dram.gaps import Gaps, Timings
 
 TIMINGS = Timings(
     burst_cycles=4, t_cl_cycles=17, t_cwl_cycles=12, t_rcd_rd_cycles=17, t_rcd_wr_cycles=15,
-    t_rp_cycles=16, t_ras_cycles=39, t_rc_cycles=56, t_wr_cycles=18, t_rtp_cycles=9, t_ccd_s_cycles=4,
-    t_ccd_l_cycles=6, t_wtr_s_cycles=3, t_wtr_l_cycles=9, t_rrd_s_cycles=5, t_rrd_l_cycles=7,
-    t_faw_cycles=26, t_rfc_cycles=120, t_refi_cycles=1500, rank_switch_cycles=2, turnaround_cycles=2,
+    t_rp_cycles=16, t_ras_cycles=39, t_rc_cycles=56, t_wr_cycles=18, t_rtp_cycles=9,
+    t_ccd_s_cycles=4, t_ccd_l_cycles=6, t_wtr_s_cycles=3, t_wtr_l_cycles=9, t_rrd_s_cycles=5,
+    t_rrd_l_cycles=7, t_faw_cycles=26, t_rfc_cycles=120, t_refi_cycles=1500, rank_switch_cycles=2,
+    turnaround_cycles=2,
 )  # fmt: skip
 MEASURED = {"refi", "burst", "cl", "cwl"}  # no distance between two commands
 

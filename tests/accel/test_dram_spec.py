@@ -130,7 +130,7 @@ def test_impossible_value_is_refused_by_name(
 
 def test_all_in_figure_beside_a_split_is_refused(data: dict[str, Any], tmp_path: Path) -> None:
     data["energy"]["all_in_pj_per_bit"] = 8.0
-    with pytest.raises(SpecError, match="must be a split.*all_in_pj_per_bit.*never added"):
+    with pytest.raises(SpecError, match=r"must be a split.*all_in_pj_per_bit.*never added"):
         load(data, tmp_path)
 
 
@@ -156,6 +156,14 @@ def test_mapping_that_leaves_out_or_repeats_bits_is_refused(
         load(data, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["a: b: c", "- 1", ""])
+def test_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=r"mine\.yaml must be"):
+        load_dram(path)
+
+
 def test_missing_file_is_refused() -> None:
     with pytest.raises(SpecError, match="must be a file"):
         load_dram("nowhere.yaml")
@@ -179,7 +187,7 @@ def test_gaps_follow_from_jedec_timings() -> None:
 @settings(max_examples=40, deadline=None)
 @given(order=st.permutations(FIELDS), fold=st.booleans(), channels=st.sampled_from([1, 3, 4]))
 def test_mapping_is_one_to_one(order: list[str], fold: bool, channels: int) -> None:
-    sizes = dict(channel=channels, rank=2, bankgroup=2, bank=4, row=16, column=8)
+    sizes = {"channel": channels, "rank": 2, "bankgroup": 2, "bank": 4, "row": 16, "column": 8}
     xor = ("bank ^= row[1:0]", "bankgroup ^= column[0:0]") if fold else ()
     mapping = AddressMapping(tuple(order), sizes=sizes, burst_bytes=64, xor=xor)
     addresses = np.arange(mapping.capacity_bytes // 64) * 64

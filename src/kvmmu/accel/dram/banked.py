@@ -1,11 +1,13 @@
 """The other controller: a command queue per bank, as DRAMsim3 has it; compiled and event driven.
 
-Requests wait in the read or the write queue of scheduler.py's channel. At the end of every cycle the
-oldest one whose bank queue has room moves there; writes are moved only while they drain: from a full
-write queue, or from more than 8 writes when all bank queues are empty, as many as were there at the
-start; at the end of the requests any number drains (there DRAMsim3 keeps up to 8 for ever). A command slot takes the first ready command of the next bank queue in turn. PRE needs the head
-of its queue and no hit behind it, unless the open row was hit 4 times. A waiting refresh closes the
-banks of its rank one by one and stops their queues. With two slots the second is used if exactly one of both commands is a column command.
+Requests wait in the read or the write queue of scheduler.py's channel. At the end of every cycle
+the oldest one whose bank queue has room moves there; writes are moved only while they drain: from
+a full write queue, or from more than 8 writes when all bank queues are empty, as many as were
+there at the start; at the end of the requests any number drains (there DRAMsim3 keeps up to 8 for
+ever). A command slot takes the first ready command of the next bank queue in turn. PRE needs the
+head of its queue and no hit behind it, unless the open row was hit 4 times. A waiting refresh
+closes the banks of its rank one by one and stops their queues. With two slots the second is used
+if exactly one of both commands is a column command.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def _issue(ch: BankedChannel, command: int, bank: int, row: int, t: int) -> None
 
 @kernel
 def _refresh_step(ch: BankedChannel, t: int) -> tuple[bool, int]:
-    """Close the next bank of the refreshed rank, or refresh it; return (issued, next ready cycle)."""
+    """Close the rank's next bank, or refresh the rank; return (issued, next ready cycle)."""
     state, gaps, rank = ch.base.state, ch.base.gaps, ch.base.refresh[_RANK]
     soonest, last = _FAR, 0
     for bank in range(state.banks.shape[0]):
@@ -87,7 +89,7 @@ def _may_precharge(ch: BankedChannel, bank: int, place: int) -> bool:
 
 @kernel
 def _pick_in_bank(ch: BankedChannel, bank: int, t: int) -> tuple[int, int, int]:
-    """Return (place or -1, command, next ready cycle) of the first ready command of a bank queue."""
+    """Return (place or -1, command, next ready cycle): the first ready one of a bank queue."""
     state, soonest = ch.base.state, _FAR
     for place in range(ch.lengths[bank]):
         request = ch.queues[bank, place]
@@ -111,7 +113,8 @@ def _pick_in_bank(ch: BankedChannel, bank: int, t: int) -> tuple[int, int, int]:
 def _bank_slot(ch: BankedChannel, wanted: int, t: int) -> tuple[int, int]:
     """Issue from the next bank queue that has a ready command; return (command or -1, next ready).
 
-    `wanted` 0 takes any command, 1 only column commands, 2 only others; an unwanted one ends the turn.
+    `wanted` 0 takes any command, 1 only column commands, 2 only others; an unwanted one ends the
+    turn.
     """
     num_banks, soonest = ch.lengths.shape[0], _FAR
     for _ in range(num_banks):
@@ -124,7 +127,7 @@ def _bank_slot(ch: BankedChannel, wanted: int, t: int) -> tuple[int, int]:
         if place < 0:
             soonest = min(soonest, ready)
             continue
-        is_column = command == RD or command == WR
+        is_column = command in (RD, WR)
         if wanted > 0 and (wanted == 1) != is_column:
             return -1, t
         request = ch.queues[bank, place]
@@ -173,7 +176,7 @@ def _one_cycle(ch: BankedChannel, t: int) -> tuple[bool, int]:
     if not issued:
         command, ready = _bank_slot(ch, 0, t)
         issued, soonest = command >= 0, min(soonest, ready)
-        is_column = command == RD or command == WR
+        is_column = command in (RD, WR)
     if issued and ch.base.policy[_DUAL] > 0:
         _bank_slot(ch, 2 if is_column else 1, t)
     return issued, soonest

@@ -1,7 +1,7 @@
-"""A slow, plain check of a command trace against the list of constraints; shares no code with the device.
+"""A slow, plain check of a command trace against the constraints; shares no code with the device.
 
-It keeps no ready times: every command is compared with all commands before it that can bind it, found
-by looking back through the trace. Quadratic in the worst case; for tests and small traces.
+It keeps no ready times: every command is compared with all commands before it that can bind it,
+found by looking back through the trace. Quadratic in the worst case; for tests and small traces.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True)
 class Violation:
-    """A constraint that a trace breaks: its name, the command, and what it should have waited for."""
+    """A constraint that a trace breaks: its name, the command, cycles needed and found."""
 
     constraint: str
     command: Command
@@ -40,7 +40,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class _Rule:
-    """After `before`, `after` waits `gap` cycles wherever `binds(earlier bank, later bank)` holds."""
+    """After `before`, `after` waits `gap` cycles where `binds(earlier bank, later bank)`."""
 
     name: str
     before: str

@@ -1,15 +1,15 @@
 """The memory controller of one channel: what it does, its policy and its result.
 
 Requests are fed in order while their queue (read or write) has a free entry; the first refused one
-blocks all behind it. Each cycle has one command slot, or one column and one row slot. Order in a slot:
-requests whose row is being opened (the activated list), then refresh, then the read or write queue; a
-waiting refresh stops the queues. In a queue the oldest request whose next command is ready issues it
-("first ready"); ACT moves a request to the activated list and frees its queue entry. A row stays open
-until another request needs the bank or a refresh comes. PRE waits while an activated request holds
-the bank and, with `protect_row_hits`, while an older queued request hits the open row.
-Writes are served when more than `write_high` are queued or no read is, until fewer than `write_low`
-are and a read waits. Nothing changes between two commands but by refresh: time jumps to the next
-ready cycle.
+blocks all behind it. Each cycle has one command slot, or one column and one row slot. Order in a
+slot: requests whose row is being opened (the activated list), then refresh, then the read or write
+queue; a waiting refresh stops the queues. In a queue the oldest request whose next command is
+ready issues it ("first ready"); ACT moves a request to the activated list and frees its queue
+entry. A row stays open until another request needs the bank or a refresh comes. PRE waits while an
+activated request holds the bank and, with `protect_row_hits`, while an older queued request hits
+the open row. Writes are served when more than `write_high` are queued or no read is, until fewer
+than `write_low` are and a read waits. Nothing changes between two commands but by refresh: time
+jumps to the next ready cycle.
 
 Not modelled: reads answered from queued writes, merging of equal requests, power-down, per-bank
 refresh, postponed refresh, commands that need several bus cycles (ACT of HBM2 excepted).
@@ -57,10 +57,10 @@ class Organization:
 
 @dataclass(frozen=True)
 class Policy:
-    """Queues and scheduling; the scheduler window is `read_entries` reads or `write_entries` writes.
+    """Queues and scheduling; the window is `read_entries` reads or `write_entries` writes.
 
-    With `per_bank_entries` the queues only feed command queues of that length, one per bank, and the
-    rules are those of banked.py; watermarks and `protect_row_hits` then mean nothing.
+    With `per_bank_entries` the queues only feed command queues of that length, one per bank, and
+    the rules are those of banked.py; watermarks and `protect_row_hits` then mean nothing.
     """
 
     read_entries: int = 32
@@ -88,7 +88,7 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelResult:
-    """What one channel did; `cycles` ends with the last data beat, `column_cycles` [N] by request."""
+    """What one channel did; `cycles` ends with the last data beat; `column_cycles` [N]."""
 
     cycles: int
     column_cycles: NDArray[np.int64]

@@ -1,8 +1,9 @@
 """The device under the controller: when each command may issue, and what issuing it changes.
 
 State is plain int64 arrays so that numba can inline it: `banks` [ranks * groups * banks, 6],
-`groups` [ranks * groups, 3], `ranks` [ranks, 9], `faw` [ranks, 4] (cycles of the last four ACTs) and
-`bus` [1] (first free cycle of the row command bus). Times are cycles; a command is ready in cycle t
+`groups` [ranks * groups, 3], `ranks` [ranks, 9], `faw` [ranks, 4] (cycles of the last four ACTs)
+and `bus` [1] (first free cycle of the row command bus). Times are cycles; a command is ready in
+cycle t
 if its ready time is <= t. `gaps` is Gaps.as_array().
 """
 
@@ -37,7 +38,8 @@ COMMANDS = ("ACT", "RD", "WR", "PRE", "PREab", "REFab")
 OPEN_ROW, BANK_ACT, BANK_RD, BANK_WR, BANK_PRE, BANK_WAITING = range(6)
 GROUP_ACT, GROUP_RD, GROUP_WR = range(3)
 (
-    RANK_ACT, RANK_RD, RANK_WR, RANK_PRE, RANK_PREAB, RANK_REF, RANK_FAW_HEAD, RANK_OPEN, RANK_WAITING,
+    RANK_ACT, RANK_RD, RANK_WR, RANK_PRE, RANK_PREAB, RANK_REF, RANK_FAW_HEAD, RANK_OPEN,
+    RANK_WAITING,
 ) = range(9)  # fmt: skip
 
 # places in Gaps.as_array()
@@ -81,21 +83,22 @@ def ready_cycle(state: DeviceState, command: int, bank: int, gaps: NDArray[np.in
     """Return the first cycle in which `command` may issue to flat `bank` (any bank of a rank)."""
     group, rank = state.group_of[bank], state.rank_of[bank]
     banks, groups, ranks = state.banks, state.groups, state.ranks
+    ready: int = state.bus[0]
     if command == RD:
-        return max(banks[bank, BANK_RD], groups[group, GROUP_RD], ranks[rank, RANK_RD])
-    if command == WR:
-        return max(banks[bank, BANK_WR], groups[group, GROUP_WR], ranks[rank, RANK_WR])
-    if command == PRE:
-        return max(banks[bank, BANK_PRE], ranks[rank, RANK_PRE], state.bus[0])
-    if command == ACT:
+        ready = max(banks[bank, BANK_RD], groups[group, GROUP_RD], ranks[rank, RANK_RD])
+    elif command == WR:
+        ready = max(banks[bank, BANK_WR], groups[group, GROUP_WR], ranks[rank, RANK_WR])
+    elif command == PRE:
+        ready = max(ready, banks[bank, BANK_PRE], ranks[rank, RANK_PRE])
+    elif command == ACT:
         oldest = state.faw[rank, ranks[rank, RANK_FAW_HEAD]]
-        return max(
-            max(banks[bank, BANK_ACT], groups[group, GROUP_ACT], ranks[rank, RANK_ACT]),
-            max(oldest + gaps[_FAW], state.bus[0]),
-        )
-    if command == PREAB:
-        return max(ranks[rank, RANK_PREAB], ranks[rank, RANK_PRE], state.bus[0])
-    return max(ranks[rank, RANK_REF], state.bus[0])
+        ready = max(ready, banks[bank, BANK_ACT], groups[group, GROUP_ACT], ranks[rank, RANK_ACT])
+        ready = max(ready, oldest + gaps[_FAW])
+    elif command == PREAB:
+        ready = max(ready, ranks[rank, RANK_PREAB], ranks[rank, RANK_PRE])
+    else:
+        ready = max(ready, ranks[rank, RANK_REF])
+    return ready
 
 
 @kernel
@@ -151,8 +154,7 @@ def _issue_column(
 def _issue_row_close(
     state: DeviceState, command: int, bank: int, t: int, gaps: NDArray[np.int64]
 ) -> None:
-    group, rank = state.group_of[bank], state.rank_of[bank]
-    banks, ranks = state.banks, state.ranks
+    rank, banks, ranks = state.rank_of[bank], state.banks, state.ranks
     state.bus[0] = t + 1
     _raise_to(ranks, rank, RANK_PRE, t + gaps[_PRE_PRE])
     if command == PRE:
@@ -179,7 +181,7 @@ def issue(
     """Issue `command` in cycle t: change rows and raise the ready cycles that it binds."""
     if command == ACT:
         _issue_act(state, bank, row, t, gaps)
-    elif command == RD or command == WR:
+    elif command in (RD, WR):
         _issue_column(state, command, bank, t, gaps)
     else:
         _issue_row_close(state, command, bank, t, gaps)

@@ -1,4 +1,4 @@
-"""Gaps: the smallest distances between DRAM commands, derived from timings as data sheets state them.
+"""Gaps: the smallest distances between DRAM commands, derived from a data sheet's timings.
 
 A gap is counted in clock cycles from issue to issue: a command with gap n after another, issued in
 cycle t, may issue in cycle t + n and not before. `other_rank` gaps bind across ranks of a channel.
@@ -19,8 +19,8 @@ class Timings:
     """Timings of a device in clock cycles, named as JEDEC standards name them.
 
     `burst_cycles` is BL/2 of the clock that commands use; `act_bus_cycles` is how long one ACT
-    holds the row command bus (2 in HBM2); `rank_switch_cycles` is the bubble of the data bus between
-    ranks; `turnaround_cycles` the one between a read and a write.
+    holds the row command bus (2 in HBM2); `rank_switch_cycles` is the bubble of the data bus
+    between ranks; `turnaround_cycles` the one between a read and a write.
     """
 
     burst_cycles: int
@@ -92,7 +92,8 @@ class Gaps:
         """Derive the gaps of a device from its timings by the rules of the JEDEC state diagrams.
 
         A column command finds its data `cl` or `cwl` cycles later; a write recovers after its last
-        data beat. A command bus held for n cycles by ACT moves ACT n - 1 cycles ahead of its effect.
+        data beat. A command bus held for n cycles by ACT moves ACT n - 1 cycles ahead of its
+        effect.
         """
         held = t.act_bus_cycles - 1
         burst, cl, cwl = t.burst_cycles, t.t_cl_cycles, t.t_cwl_cycles

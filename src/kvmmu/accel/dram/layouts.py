@@ -66,17 +66,21 @@ def compare_layouts(
     num_kv_heads: int,
     num_slots: int,
     corner: Corner = "nominal",
-    reads: Literal["region", "per_head"] = "region",
+    reads: Literal["region", "per_head", "gathered"] = "region",
     cache_dir: Path | None = None,
 ) -> list[LayoutChoice]:
     """Return every layout on every mapping, fastest decode step of one (lane, layer) first.
 
-    `row_bytes` is K and V of one slot, all heads. `reads` says whether attention takes the region in
-    address order or head by head (keys of a head, then its values). The worst pair is the last.
+    `row_bytes` is K and V of one slot, all heads. `reads` says how attention takes the region: in
+    address order; head by head (keys of a head, then its values); or gathered, as many bytes of
+    random slots, a head at a time, as a baseline does that prunes irregularly. The last is worst.
     """
+    if reads not in ("region", "per_head", "gathered"):
+        raise ValueError(f"reads must be 'region', 'per_head' or 'gathered', got {reads!r}")
     if row_bytes % (2 * num_kv_heads):
         raise ValueError(
-            f"row_bytes must be a multiple of 2 x num_kv_heads = {2 * num_kv_heads}, got {row_bytes}"
+            f"row_bytes must be a multiple of 2 x num_kv_heads = {2 * num_kv_heads}, "
+            f"got {row_bytes}"
         )
     choices = []
     for name, fields in mappings_of(spec).items():
@@ -115,12 +119,12 @@ def _patterns(
     """Return how a layout reads its region, how it writes one slot, and in how many pieces."""
     region, head_bytes = row_bytes * num_slots, row_bytes // (2 * num_kv_heads)
     stream = Pattern("sequential", row_bytes, region)
-    if layout == "head":
-        part = 2 * head_bytes
-        return stream, Pattern("random", part, part * num_slots, True), num_kv_heads
-    pieces = 1 if layout == "slot" else 2
+    pieces = {"slot": 1, "split": 2, "head": num_kv_heads}[layout]
     part = row_bytes // pieces
     write = Pattern("random", part, part * num_slots, True)
-    if reads == "region":
+    if reads == "gathered":
+        piece = part if layout == "head" else head_bytes
+        return Pattern("random", piece, part * num_slots), write, pieces
+    if reads == "region" or layout == "head":
         return stream, write, pieces
     return Pattern("strided", head_bytes, part * num_slots, stride_bytes=part), write, pieces

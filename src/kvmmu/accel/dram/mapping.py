@@ -1,10 +1,11 @@
-"""AddressMapping: a byte address as channel, rank, bank group, bank, row and column, field by field.
+"""AddressMapping: a byte address as channel, rank, bank group, bank, row and column.
 
 The mapping is a list of fields from the least significant bit up, e.g.
     ["column:1", "channel", "bankgroup", "column", "bank", "rank", "row"]
-A field with `:n` takes its next n bits, one without takes all it still has, which need not be a power
-of two (192 channels). The bits below the first field address bytes inside a burst. `xor` lines such as "bank ^= column[3:2]" fold address bits
-into a field afterwards; bits are those of the whole field.
+A field with `:n` takes its next n bits, one without takes all it still has, which need not be a
+power of two (192 channels). The bits below the first field address bytes inside a burst. `xor`
+lines such as "bank ^= column[3:2]" fold address bits into a field afterwards; bits are those of
+the whole field.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def _slices(order: tuple[str, ...], sizes: dict[str, int]) -> tuple[_Slice, ...]
         match = _FIELD.match(entry)
         if match is None or match[1] not in FIELDS:
             raise SpecError(
-                f"mapping field must be one of {', '.join(FIELDS)} with optional :bits, got {entry!r}"
+                f"mapping field must be one of {', '.join(FIELDS)} with optional :bits, "
+                f"got {entry!r}"
             )
         name = match[1]
         radix = 1 << int(match[2]) if match[2] else left[name]

@@ -33,8 +33,9 @@ class Pattern:
 
     `sequential` streams regions one after another in address order; `random` takes
     `pieces_per_region` different pieces at random places of each region in turn (None: one of a
-    written region, 64 of a read one, or all it has); `strided` reads all of a region too, but a piece
-    of every `stride_bytes` first, then the next piece of each. Bytes are charged in whole bursts.
+    written region, 64 of a read one, or all it has); `strided` reads all of a region too, but a
+    piece of every `stride_bytes` first, then the next piece of each. Bytes are charged in whole
+    bursts.
     """
 
     kind: Literal["sequential", "random", "strided"]
@@ -189,7 +190,8 @@ def _strided(index: NDArray[np.int64], pattern: Pattern) -> NDArray[np.int64]:
     per_region, per_pass = pattern.region_bytes // piece, pattern.region_bytes // stride
     region, inside = np.divmod(index, per_region)
     offset, step = np.divmod(inside, per_pass)
-    return region * pattern.region_bytes + step * stride + offset * piece
+    starts: NDArray[np.int64] = region * pattern.region_bytes + step * stride + offset * piece
+    return starts
 
 
 def _distinct_places(num_regions: int, places: int, count: int) -> NDArray[np.int64]:
@@ -206,4 +208,5 @@ def _whole_bursts(starts: NDArray[np.int64], length: int, burst: int) -> NDArray
     first, last = starts // burst, (starts + length - 1) // burst
     counts = last - first + 1
     offsets = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    return (np.repeat(first, counts) + offsets) * burst
+    addresses: NDArray[np.int64] = (np.repeat(first, counts) + offsets) * burst
+    return addresses

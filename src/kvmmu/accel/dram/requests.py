@@ -18,7 +18,7 @@ __all__ = ["RequestResult", "flat_banks", "run_one_channel", "simulate_requests"
 
 @dataclass(frozen=True)
 class RequestResult:
-    """What a list of requests took: `cycles` until the last channel is done; counts of all channels.
+    """What requests took: `cycles` until the last channel is done; counts of all channels.
 
     Energy is dynamic, in picojoules; refresh is counted apart, background is not in it.
     """

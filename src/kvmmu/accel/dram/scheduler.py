@@ -1,7 +1,7 @@
 """The scheduling of one channel, compiled: queues, write drain, FR-FCFS and refresh, event driven.
 
-The rules are stated in controller.py. Every function takes the whole channel, a tuple of arrays, and
-the cycle t; none keeps state of its own.
+The rules are stated in controller.py. Every function takes the whole channel, a tuple of arrays,
+and the cycle t; none keeps state of its own.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _refresh_slot(ch: Channel, t: int) -> tuple[bool, int]:
 
 @kernel
 def _note_hits(ch: Channel, side: int) -> None:
-    """Note for every bank since when a queued request hits its open row; never, if not protected."""
+    """Note for every bank since when a queued request hits its open row."""
     ch.hit_since[:] = _FAR
     if ch.policy[_PROTECT] > 0:
         for place in range(ch.counts[side]):
@@ -196,7 +196,7 @@ def _note_hits(ch: Channel, side: int) -> None:
 
 @kernel
 def _pick_queued(ch: Channel, side: int, slot: int, t: int) -> tuple[int, int, int]:
-    """Return (place or -1, command, next ready cycle) of the oldest queued request that is ready."""
+    """Return (place or -1, command, next ready cycle) of the oldest ready queued request."""
     soonest = _FAR
     for place in range(ch.counts[side]):
         request = ch.entries[side, place]
@@ -212,7 +212,7 @@ def _pick_queued(ch: Channel, side: int, slot: int, t: int) -> tuple[int, int, i
                 continue
             if ch.hit_since[bank] <= ch.arrived[request]:
                 continue
-        if slot != _ANY and (slot == _COLUMN) != (command == RD or command == WR):
+        if slot != _ANY and (slot == _COLUMN) != (command in (RD, WR)):
             continue
         ready = ready_cycle(ch.state, command, bank, ch.gaps)
         if ready <= t:

@@ -1,4 +1,4 @@
-"""DramSpec: a DRAM system as data, read from configs/dram/*.yaml; every group of numbers has a source.
+"""DramSpec: a DRAM system as data, from configs/dram/*.yaml; every group of numbers has a source.
 
 Sizes are bytes, times cycles of `timings.clock_mhz`; energies are in energy.py.
 """
@@ -285,7 +285,7 @@ class DramSpec(_Group):
         org, timings = self.organization, self.timings
         if org.row_bytes % self.burst_bytes:
             raise ValueError(
-                f"organization.row_bytes must be a multiple of the burst of {self.burst_bytes} bytes, "
+                f"organization.row_bytes must be a multiple of the burst = {self.burst_bytes}, "
                 f"got {org.row_bytes}"
             )
         if timings.t_rc_cycles < timings.t_ras_cycles + timings.t_rp_cycles:
@@ -322,5 +322,8 @@ def load_dram(name_or_path: str | Path) -> DramSpec:
         check_keys([text], list_drams(), what="DRAM")
     if not path.is_file():
         raise SpecError(f"DRAM specification must be a file, got {text!r}")
-    data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path.name} must be YAML, got {error}") from None
     return validated(DramSpec, data, path.name)

@@ -41,7 +41,7 @@ def _refuse_all_in(energy: Any, origin: str) -> None:
         for key in energy:
             if "all_in" in str(key) and key != "cross_check_all_in_pj_per_bit":
                 raise SpecError(
-                    f"{origin}: energy must be a split (core and io), got the all-in figure {key!r} "
+                    f"{origin}: energy must be a split (core and io), got the all-in {key!r} "
                     "beside it; keep it as cross_check_all_in_pj_per_bit, which is never added"
                 )
 
