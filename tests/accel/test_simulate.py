@@ -140,7 +140,7 @@ def test_every_baseline_runs_the_same_tokens(small):
 
 
 def test_gathering_by_head_pays_for_short_pieces():
-    """The energy of short pieces is the gathered baseline's alone: a row opened for each of them."""
+    """The energy of short pieces, a row opened for each, is the gathered baseline's alone."""
     made = simulate(replace(SMALL, model="llama_7b", kv_bits=4, layout="slot"))
     ours = made.ours.phases["decode"]
     rows, pieces = (
@@ -150,8 +150,10 @@ def test_gathering_by_head_pays_for_short_pieces():
     assert pieces.dram_bytes["kv_read"] == pytest.approx(rows.dram_bytes["kv_read"])
     assert rows.busy_cycles["dram"] == pytest.approx(ours.busy_cycles["dram"], rel=0.02)
     assert pieces.busy_cycles["dram"] >= rows.busy_cycles["dram"]
-    activate = [p.energy_by_unit_j()["dram_activate"] for p in (rows, pieces)]
-    assert activate[1] > 3 * activate[0]
+    opened = [p.machine.pattern("kv_read").activates_per_kib for p in (rows, pieces)]
+    assert opened[1] > 10 * opened[0]
+    energy = [p.energy_by_unit_j()["dram_activate"] for p in (rows, pieces)]
+    assert energy[1] > 1.1 * energy[0]
 
 
 def test_window_without_scores_costs_less_than_rce(small):

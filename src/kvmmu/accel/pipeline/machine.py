@@ -140,7 +140,7 @@ class Machine:
             piece = self._head_piece(heads or self.model.num_kv_heads)
             if piece >= self.row_bytes:
                 return self._read_pattern(region)
-            return Pattern("random", piece, region)
+            return Pattern("strided", piece, region, stride_bytes=self.row_bytes // 2)
         if kind in ("kv_write", "copy"):
             return Pattern("random", self.write_piece_bytes, region, is_write=True)
         if kind == "embedding":
@@ -158,7 +158,8 @@ class Machine:
         if reads == "gather":
             return Pattern("random", self._gather_piece(), region)
         if self.design.softmax_form != "online" and self.design.layout != "split":
-            return Pattern("random", row // 2, region)  # K of every slot, then V
+            # K of every slot, then V of every slot.
+            return Pattern("strided", row // 2, region, stride_bytes=row)
         return Pattern("sequential", region, region)
 
     def _gather_piece(self) -> int:
