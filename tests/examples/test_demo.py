@@ -255,3 +255,10 @@ def test_small_demo_writes_its_files(tmp_path):
     for cache in results["caches"][2:]:
         assert cache["kv_bytes"] * cache["compression"] == static["kv_bytes"]
         assert cache["tokens_per_s"] > 0
+    block = results["accelerator"]
+    made = kvmmu.simulate(model="kvmmu-ref-1m", trace=tmp_path / "rce.trace")
+    assert block["rows"][0]["end_to_end"]["energy_j"] == made.ours.total.energy_j()
+    assert (block["num_slots"], block["batch"]) == (192 // 8, 1)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "rce 1/8 replayed on jetcas65 (simulated)" in page
+    assert "No accuracy belongs to these simulated figures" in page

@@ -295,6 +295,11 @@ def test_demo_writes_its_files_and_prints_its_results(tmp_path, monkeypatch):
     assert [cache["label"] for cache in made["caches"]][2:] == ["rce 1/4"]
     assert (made["seed"], made["num_tokens"]) == (3, 128)
     assert f"wrote {', '.join(made['files'])} to {folder}" in result.stderr.replace("\n", "")
+    block = made["accelerator"]
+    assert (block["kind"], block["label"], block["num_slots"]) == ("simulated", "rce 1/8", 16)
+    ours, full = (row["end_to_end"] for row in block["rows"])
+    assert 0 < ours["kv_bytes_read"] < full["kv_bytes_read"]
+    assert "replayed on jetcas65 (simulated)" in (folder / "index.html").read_text("utf-8")
 
 
 # ----------------------------------------------------------------------------------------- lists
