@@ -295,6 +295,7 @@ def test_trace_of_a_policy_without_scores_has_no_score_hardware(tmp_path):
     [
         ({"num_slots": 12}, ValueError, r"num_slots must exceed num_sinks \+ window = 5, got"),
         ({"accelerator": "jetcas"}, SpecError, "did you mean 'jetcas65'"),
+        ({"accelerator": "H200"}, SpecError, "got the profile 'h200' of a published machine"),
         ({"dram": "lpddr5_x"}, SpecError, "unknown DRAM|unknown dram"),
         ({"model": "llama_9b"}, SpecError, "unknown model 'llama_9b'; did you mean"),
         ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),

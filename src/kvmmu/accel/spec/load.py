@@ -62,6 +62,12 @@ def load_accelerator(name_or_path: str | Path) -> AcceleratorSpec:
     else:
         path = _CONFIGS / f"{_plain(str(name_or_path))}.yaml"
         if path.stem not in list_accelerators():
+            if (_CONFIGS / "profiles" / path.name).is_file():
+                raise SpecError(
+                    f"accelerator must be one that can be simulated "
+                    f"({', '.join(list_accelerators())}), got the profile {path.stem!r} of a "
+                    "published machine; kvmmu plan takes it"
+                )
             raise SpecError(unknown_name("accelerator", str(name_or_path), list_accelerators()))
     raw = read_yaml(path)
     require_sources(raw, path.name)
