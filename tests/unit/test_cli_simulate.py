@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +145,14 @@ def test_simulation_and_lists_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_readme_shows_what_the_command_prints():
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (found,) = re.findall(r"\$ kvmmu (simulate .*)\n((?:.*\n)+?)```", readme)
+    shown = [line.rstrip() for line in run(*found[0].split()).stdout.splitlines()]
+    assert shown[: found[1].count("\n")] == found[1].splitlines()
 
 
 # ---------------------------------------------------------------------------------------- traces

@@ -20,9 +20,9 @@ Batch = Annotated[int, typer.Option(help="Lanes at which PEs / (BW x B / f) is r
 def accelerators(*, batch: Batch = _BATCH, as_json: AsJson = False) -> None:
     """List accelerators, published machines, DRAM standards and models.
 
-    An accelerator can be simulated. A published machine is shown with the figure that its dataflow
-    meets best, published and computed, and the error; where none is met within 15 %, it is no more
-    than a roofline, and says so. PEs / (BW x B / f): below 1 a step of int8 weights is
+    An accelerator can be simulated. A published machine is shown with a figure of its paper, as
+    published and as its dataflow computes it, and the error; where none is met within 15 %, it is
+    no more than a roofline, and is shown as one. PEs / (BW x B / f): below 1 a step of int8 weights is
     compute-bound, above it memory-bound.
     """
     if batch < 1:

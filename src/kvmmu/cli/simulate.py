@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["simulate"]
 
 Accelerator = Annotated[
-    str, typer.Option(help="A preset (`kvmmu accelerators`) or a YAML file with a slash or .yaml.")
+    str, typer.Option(help="An accelerator by name (`kvmmu accelerators`), or a YAML file.")
 ]
 Model = Annotated[
-    str, typer.Option(help="A model by name (`kvmmu accelerators`), a folder or a config.json.")
+    str,
+    typer.Option(help="A model by name (`kvmmu accelerators`), or ./folder with its config.json."),
 ]
 Batch = Annotated[int, typer.Option(help="Lanes: sequences that run together.")]
 Prompt = Annotated[int, typer.Option(help="Tokens of each prompt.")]
