@@ -22,8 +22,8 @@ def accelerators(*, batch: Batch = _BATCH, as_json: AsJson = False) -> None:
 
     An accelerator can be simulated. A published machine is shown with a figure of its paper, as
     published and as its dataflow computes it, and the error; where none is met within 15 %, it is
-    no more than a roofline, and is shown as one. PEs / (BW x B / f): below 1 a step of int8 weights is
-    compute-bound, above it memory-bound.
+    no more than a roofline, and is shown as one. PEs / (BW x B / f): below 1 a step of int8 weights
+    is compute-bound, above it memory-bound.
     """
     if batch < 1:
         raise ValueError(f"--batch must be at least 1, got {batch}")
