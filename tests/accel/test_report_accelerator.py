@@ -151,6 +151,17 @@ def test_traffic_stands_beside_its_lower_bound_and_never_below_it(study):
         assert row[3] >= row[4] * 0.999
 
 
+def test_traffic_of_mixed_steps_is_compared_over_the_whole_run():
+    study = small_study()
+    bound = study["bounds"]["rce"]
+    bound["moved_bytes"] = {"prefill": 1e9, "mixed": 5e9, "decode": 2e9}
+    bound |= {"decode_compulsory_bytes": 3e9, "prefill_compulsory_bytes": 4e9}
+    row = row_of(grids(study)["bounds"], study["simulation"]["ours"]["title"])
+    assert (row["whole run, moved"], row["whole run, least"]) == ("8.00 GB", "7.00 GB")
+    assert row["decode, moved"] == "–"
+    assert "K and V whole run 8.00 GB, least 7.00 GB" in dict(answer(study))["DRAM"]
+
+
 def test_share_of_the_kv_mmu_has_corners_terms_and_the_papers_figure(study):
     grid = grids(study)["mmu"]
     assert "1.11 %" in grid.title
@@ -231,7 +242,7 @@ def test_terminal_output_fits_80_columns_uncut_and_answers_first(make):
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in text
-    first = "\n".join(lines[:24])
+    first = "\n".join(lines[:26])
     assert "both overlapped" in first
     assert "KV-MMU" in first
     assert text.index("cost") < text.index("Resolved configuration")

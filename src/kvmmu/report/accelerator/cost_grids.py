@@ -19,7 +19,7 @@ from kvmmu.report.accelerator.names import (
     time_text,
     unit_name,
 )
-from kvmmu.report.accelerator.study import called, full_of, results_of, scopes_of
+from kvmmu.report.accelerator.study import called, full_of, kv_traffic, results_of, scopes_of
 from kvmmu.report.evaluation.tables import Grid
 
 __all__ = ["bound_grid", "byte_grid", "delay_grid", "energy_grid", "unit_grid"]
@@ -127,21 +127,17 @@ def _part(made: Mapping[str, Any], scope: str) -> Mapping[str, Any]:
 
 def bound_grid(study: Study) -> Grid:
     """Lay out attention's own traffic beside the least that any schedule must move."""
-    rows: list[list[Cell]] = []
     titles = {made["name"]: made["title"] for made in results_of(study)}
-    for name, made in study["bounds"].items():
-        if name not in titles:
-            continue
-        row: list[Cell] = [(titles[name], None)]
-        for phase in ("decode", "prefill"):
-            least = made[f"{phase}_compulsory_bytes"]
-            moved = made["moved_bytes"].get(phase)
-            row += [number(moved, bytes_text), number(least if moved is not None else None,
-                                                        bytes_text)]  # fmt: skip
-        row.append(number(made["prefill_order_bytes"], bytes_text))
-        rows.append(row)
-    head = ["design", "decode, moved", "decode, least", "prefill, moved", "prefill, least",
-            "prefill, order of any schedule"]  # fmt: skip
-    return make_grid(
-        "K and V moved by attention beside the I/O lower bound (simulated)", head, rows
-    )
+    traffic = {name: kv_traffic(made) for name, made in study["bounds"].items() if name in titles}
+    phases = list(dict.fromkeys(phase for row in traffic.values() for phase in row))
+    rows = [
+        [
+            (titles[name], None),
+            *(number(value, bytes_text) for p in phases for value in row.get(p, (None, None))),
+            number(study["bounds"][name]["prefill_order_bytes"], bytes_text),
+        ]
+        for name, row in traffic.items()
+    ]
+    head = ["design", *(f"{phase}, {what}" for phase in phases for what in ("moved", "least"))]
+    title = "K and V moved by attention beside the I/O lower bound (simulated)"
+    return make_grid(title, [*head, "prefill, order of any schedule"], rows)

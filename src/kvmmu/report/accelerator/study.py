@@ -17,6 +17,7 @@ __all__ = [
     "called",
     "fitting_full",
     "full_of",
+    "kv_traffic",
     "mmu_corners",
     "read_study",
     "results_of",
@@ -89,6 +90,15 @@ def mmu_corners(study: Mapping[str, Any]) -> dict[str, Row]:
         if "nominal" in row and all(row[key] == value for key, value in own.items()):
             return {corner: row[corner] for corner in CORNERS}
     return {made["corner"]: study["simulation"]["mmu_share"]["end_to_end"]}
+
+
+def kv_traffic(bound: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return (moved, least) bytes of K and V by phase; as one where steps mix both phases."""
+    moved = bound["moved_bytes"]
+    least = {phase: bound[f"{phase}_compulsory_bytes"] for phase in ("decode", "prefill")}
+    if "mixed" in moved:
+        return {"whole run": (sum(moved.values()), sum(least.values()))}
+    return {phase: (moved[phase], value) for phase, value in least.items() if phase in moved}
 
 
 def accuracy_words(study: Mapping[str, Any]) -> str:

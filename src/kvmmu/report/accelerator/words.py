@@ -20,6 +20,7 @@ from kvmmu.report.accelerator.study import (
     accuracy_words,
     fitting_full,
     full_of,
+    kv_traffic,
     scopes_of,
 )
 
@@ -118,10 +119,8 @@ def _bytes(study: Study, full: Mapping[str, Any] | None) -> str:
     words += f"; (P+G)/C = {rates['compression']:.1f}x"
     if "decode_kv_bytes" in rates:
         words += f", K and V bytes read in decode {rates['decode_kv_bytes']:.2f}x fewer"
-    bound = study["bounds"].get("rce")
-    if bound and "decode" in bound["moved_bytes"]:
-        moved, least = bound["moved_bytes"]["decode"], bound["decode_compulsory_bytes"]
-        words += f" ({bytes_text(moved)}; least {bytes_text(least)})"
+    for phase, (moved, least) in kv_traffic(study["bounds"]["rce"]).items():
+        words += f"; K and V {phase} {bytes_text(moved)}, least {bytes_text(least)}"
     return words
 
 
