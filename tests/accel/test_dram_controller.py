@@ -231,3 +231,40 @@ def test_trace_is_the_run_without_a_trace() -> None:
     assert traced.trace is not None
     counted = np.bincount(traced.trace.command, minlength=6)
     assert counted[[ACT, RD, WR]].tolist() == [plain.activates, plain.reads, plain.writes]
+
+
+# -------------------------------------------------------------------- closed forms, no refresh
+
+NO_REFRESH = {"refi": 2**40}
+N = 2000
+
+
+def test_row_misses_of_one_bank_take_trc_each() -> None:
+    result = run([(0, k, False) for k in range(N)], **NO_REFRESH)
+    assert result.cycles == (N - 1) * DDR4.act_act_bank + DDR4.act_rd + DDR4.cl + DDR4.burst
+
+
+def test_hits_of_one_bank_group_take_tccd_l_each() -> None:
+    result = run([(0, 0, False)] * N, **NO_REFRESH)
+    assert result.cycles == DDR4.act_rd + (N - 1) * DDR4.rd_rd_l + DDR4.cl + DDR4.burst
+
+
+def test_hits_of_two_bank_groups_fill_the_data_bus() -> None:
+    result = run([(4 * (k % 2), 0, False) for k in range(N)], **NO_REFRESH)
+    least = DDR4.act_rd + (N - 1) * DDR4.burst + DDR4.cl + DDR4.burst
+    assert least <= result.cycles <= least + 2 * DDR4.rd_rd_l
+
+
+def test_row_misses_of_all_banks_take_the_window_of_four_each_four() -> None:
+    result = run([(4 * (k % 4) + k // 4 % 4, k // 16, False) for k in range(N)], **NO_REFRESH)
+    least = (N // 4 - 1) * DDR4.faw
+    assert least <= result.cycles <= 1.05 * least  # three commands a request share one slot
+
+
+def test_refresh_takes_its_share_of_a_full_bus() -> None:
+    """Per period: tRFC, and the rows of all banks closed before and opened again after it."""
+    stream = [(4 * (k % 4), 0, False) for k in range(30000)]
+    stretch = run(stream).cycles / run(stream, **NO_REFRESH).cycles
+    share = DDR4.ref_act / DDR4.refi
+    most = (DDR4.ref_act + DDR4.pre_ref + DDR4.rd_pre + DDR4.act_rd + 40) / DDR4.refi
+    assert 1 / (1 - share) - 0.01 < stretch < 1 / (1 - most) + 0.005

@@ -17,9 +17,8 @@ def lower_bounds_cycles(
     """Return for each resource the fewest cycles until `result.cycles` that its use allows.
 
     `banks` [N] are the flat banks of the requests. data_bus: bursts follow each other; with
-    refresh: the channel of one rank also stands still for each. t_rrd, t_faw: activations of one
-    rank. t_rc: the busiest bank, each row opened once more than it is closed. t_ccd_l: the busiest
-    bank group.
+    refresh: a channel of one rank stands still for each as well. t_rrd_s, t_faw: activations of one
+    rank. t_ccd_l: the busiest bank group.
     """
     num_columns, org = len(banks), organization
     latency = min(gaps.cl, gaps.cwl) + gaps.burst
