@@ -43,9 +43,10 @@ def stacked(
     ends = {n: (marks or {}).get(name) for n, name in enumerate(names)}
     for n, name in enumerate(names):
         total, end = sum(rows[name].values()), ends[n]
-        is_near = end is not None and total <= end < total + 0.09 * most
-        _write(ax, total, end if is_near and end is not None else total, n, "#111111")
-        if end is not None and not is_near:
+        if end is None or abs(end - total) < 0.09 * most:
+            _write(ax, total, max(total, end or 0.0), n, "#111111")
+        else:
+            _write(ax, total, total, n, "#111111")
             _write(ax, end, end, n, "#666666")
     marked = {n: end for n, end in ends.items() if end is not None}
     if marked:

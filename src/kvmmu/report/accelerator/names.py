@@ -15,6 +15,7 @@ __all__ = [
     "joined_kinds",
     "mmu_term",
     "plain",
+    "scale_for",
     "share_text",
     "three_digits",
     "time_text",
@@ -142,19 +143,31 @@ def three_digits(value: float) -> str:
     return f"{value:.2f}" if size >= 0.0995 or value == 0 else f"{value:.2g}"
 
 
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+_JOULES = ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"))
+_SCALES = {"bytes": _BYTES, "s": _SECONDS, "J": _JOULES}
+
+
+def scale_for(largest: float, measure: str) -> tuple[float, str]:
+    """Return the size and name of the unit in which an axis up to `largest` is written."""
+    steps = _SCALES[measure]
+    return next((step for step in steps if largest >= step[0]), steps[-1])
+
+
 def bytes_text(value: float) -> str:
     """Write bytes; 1 GB is 1e9 bytes."""
-    return _scaled(value, ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
+    return _scaled(value, _BYTES)
 
 
 def time_text(seconds: float) -> str:
     """Write seconds."""
-    return _scaled(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")))
+    return _scaled(seconds, _SECONDS)
 
 
 def energy_text(joules: float) -> str:
     """Write joules."""
-    return _scaled(joules, ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ")))
+    return _scaled(joules, _JOULES)
 
 
 def share_text(share: float) -> str:

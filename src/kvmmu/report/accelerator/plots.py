@@ -15,12 +15,14 @@ from kvmmu.report.accelerator.names import (
     joined_kinds,
     mmu_term,
     plain,
+    scale_for,
     share_text,
     times,
 )
 from kvmmu.report.accelerator.study import (
     called,
     full_of,
+    kv_traffic,
     mmu_corners,
     results_of,
 )
@@ -58,39 +60,42 @@ def plot_context(study: Study, path: Path) -> Path:
     """Draw one decode step against the context: RCE flat, the full cache linear."""
     figure = figure_of(10.0, 4.0)
     axes = figure.subplots(1, 3)
-    panels = (("delay_s", 1e3, "delay of a step, ms"), ("energy_j", 1.0, "energy of a step, J"),
-              ("kv_read_bytes", 1e-9, "K and V read in a step, GB"))  # fmt: skip
+    panels = (("delay_s", "s", "delay of a step"), ("energy_j", "J", "energy of a step"),
+              ("kv_read_bytes", "bytes", "K and V read in a step"))  # fmt: skip
     full = full_of(study)
     titles = {"rce": study["simulation"]["ours"]["title"], "full": full["title"] if full else ""}
-    for ax, (key, scale, label) in zip(axes, panels):
+    for ax, (key, measure, label) in zip(axes, panels):
+        size, unit = scale_for(max(row[key] for row in study["context"]), measure)
         for design, colour, mark in (("rce", OURS, "o"), ("full", FULL, "s")):
             rows = [row for row in study["context"] if row["design"] == design]
             if rows:
-                x, y = [r["context"] for r in rows], [scale * r[key] for r in rows]
+                x, y = [r["context"] for r in rows], [r[key] / size for r in rows]
                 ax.plot(x, y, color=colour, marker=mark, markersize=4, label=titles[design])
         ax.set_ylim(bottom=0)
         ax.set_xlim(left=0)
         ax.set_xlabel("tokens of context", fontsize=9)
-        ax.set_title(label, fontsize=10, loc="left")
+        ax.set_title(f"{label}, {unit}", fontsize=10, loc="left")
         tidy(ax)
     axes[0].legend(frameon=False, fontsize=9)
     batch = study["simulation"]["configuration"]["batch"]
-    figure.suptitle(f"One decode step of {batch} lanes against its context (simulated)")
+    lanes = "one lane" if batch == 1 else f"{batch} lanes"
+    figure.suptitle(f"One decode step of {lanes} against its context (simulated)")
     return save(figure, path)
 
 
 def plot_energy(study: Study, path: Path) -> Path:
     """Draw energy by group of units, one stacked bar a design."""
-    rows = {
-        called(made): by_group(made["total"]["energy_by_unit_j"]["overlapped"])
-        for made in results_of(study)
+    made = {
+        called(design): by_group(design["total"]["energy_by_unit_j"]["overlapped"])
+        for design in results_of(study)
     }
+    size, unit = scale_for(max(sum(row.values()) for row in made.values()), "J")
     return stacked(
-        rows,
+        _over(made, size),
         path,
         colours=GROUP_COLOURS,
         title="Energy of the whole run by unit, overlapped (simulated)",
-        label="energy, J",
+        label=f"energy, {unit}",
     )
 
 
@@ -101,42 +106,48 @@ def plot_delay(study: Study, path: Path) -> Path:
         phases = made["phases"]
         rows[called(made)] = {plain(n): p["delay_s"]["overlapped"] for n, p in phases.items()}
         ends[called(made)] = made["total"]["delay_s"]["serial"]
+    size, unit = scale_for(max(ends.values()), "s")
     return stacked(
-        rows,
+        _over(rows, size),
         path,
         colours={"prefill": "#8ec5e8", "decode": "#0072b2", "mixed": "#44aa99"},
         title="Delay of the whole run by phase, overlapped (simulated)",
-        label="delay, s",
-        marks=ends,
+        label=f"delay, {unit}",
+        marks={name: end / size for name, end in ends.items()},
         mark_label="serial: units one after the other",
     )
 
 
 def plot_bytes(study: Study, path: Path) -> Path:
     """Draw DRAM bytes by kind of traffic, one stacked bar a design, beside the least K and V."""
-    made = {called(design): design["total"]["dram_bytes"] for design in results_of(study)}
+    designs, bounds = results_of(study), study["bounds"]
+    made = {called(design): design["total"]["dram_bytes"] for design in designs}
+    size, unit = scale_for(max(sum(row.values()) for row in made.values()), "bytes")
     kinds = joined_kinds(made.values())
     rows = {
-        name: {BYTE_KINDS.get(k, plain(k)): row.get(k, 0.0) / 1e12 for k in kinds}
+        name: {BYTE_KINDS.get(kind, plain(kind)): row.get(kind, 0.0) for kind in kinds}
         for name, row in made.items()
     }
-    bounds = study["bounds"]
-    least = {
-        called(d): sum(bounds[d["name"]][f"{p}_compulsory_bytes"] for p in ("decode", "prefill"))
-        for d in results_of(study)
-        if d["name"] in bounds
-    }
     kv = ("kv_read", "kv_read_chunk", "kv_write", "kv_stage", "score")
-    rest = {name: sum(v for k, v in row.items() if k not in kv) for name, row in made.items()}
+    least = {}
+    for design in designs:
+        traffic = kv_traffic(bounds[design["name"]])
+        rest = sum(v for kind, v in design["total"]["dram_bytes"].items() if kind not in kv)
+        least[called(design)] = (rest + sum(bound for _, bound in traffic.values())) / size
     return stacked(
-        rows,
+        _over(rows, size),
         path,
         colours={BYTE_KINDS[k]: colour for k, colour in KIND_COLOURS.items()},
         title="DRAM bytes of the whole run by kind (simulated)",
-        label="TB",
-        marks={name: (least[name] + rest[name]) / 1e12 for name in least},
+        label=unit,
+        marks=least,
         mark_label="if K and V met their lower bound",
     )
+
+
+def _over(rows: Mapping[str, Mapping[str, float]], size: float) -> dict[str, dict[str, float]]:
+    """Write every part of every row in a unit of this size."""
+    return {name: {k: value / size for k, value in row.items()} for name, row in rows.items()}
 
 
 def plot_sensitivity(study: Study, path: Path) -> Path:
