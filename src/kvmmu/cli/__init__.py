@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, eval, report, simulate, accelerators, plan and lists.
+"""The command line: kvmmu demo, generate, eval, report, simulate, plan, explore and lists.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -17,7 +17,18 @@ import typer
 from typer.core import TyperGroup
 
 from kvmmu import __version__
-from kvmmu.cli import accelerators, demo, eval, generate, lists, lm_eval, plan, report, simulate
+from kvmmu.cli import (
+    accelerators,
+    demo,
+    eval,
+    explore,
+    generate,
+    lists,
+    lm_eval,
+    plan,
+    report,
+    simulate,
+)
 from kvmmu.errors import IntegrityError, KVMMUError
 
 __all__ = ["app", "main"]
@@ -142,6 +153,10 @@ app.command(
 app.command(
     "plan", epilog="Example: kvmmu plan --model llama_7b --num-slots 512 --contexts 4096,32768"
 )(plan.plan)
+app.command(
+    "explore",
+    epilog="Example: kvmmu explore --model llama_7b --area-mm2 7.5 --trials 100 --output search",
+)(explore.explore)
 app.command("policies", epilog="Example: kvmmu policies --json")(lists.policies)
 app.command("models", epilog="Example: kvmmu models")(lists.models)
 
