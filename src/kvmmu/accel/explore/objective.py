@@ -89,6 +89,18 @@ class Evaluator:
         except CapacityError as error:
             raise Refusal(str(error)) from error
 
+    def filled(self, point: Point, kind: str, name: str) -> dict[str, Any]:
+        """Return the point with one ordered axis at its largest value within the area, if any."""
+        axis = next(axis for axis in self.space.axes if axis.name == name)
+        least, most = 0, len(axis.values)
+        while least < most:  # the area grows with the rank: the first that is too large
+            middle = (least + most) // 2
+            if self._area(dict(point) | {name: axis.values[middle]}, kind) <= self.area_mm2:
+                least = middle + 1
+            else:
+                most = middle
+        return dict(point) | {name: axis.values[max(least - 1, 0)]}
+
     def full_on(self, point: Point) -> Outcome:
         """Return the full cache on the hardware of an RCE point, its KV-MMU idle."""
         spec = self.space.specification(point)
@@ -118,6 +130,18 @@ class Evaluator:
         if not needs_to_fit and not self._rce_fits(point):
             raise Refusal(f"not even RCE fits the {_gb(made.dram_capacity_bytes)} of the DRAM")
         return made
+
+    def _area(self, point: Point, kind: str) -> float:
+        """Return a point's area, score tables included; infinite where it cannot be built."""
+        try:
+            spec = self.space.specification(point)
+            design, workload, request = self._design(spec, point, kind)
+            if kind == "full":
+                spec = spec.model_copy(update={"mmu": None})
+            runner = Runner(request, spec, self._dram(point["dram"]), self.model)
+            return runner.machine(design, workload).chip.total_area_mm2
+        except SpecError:
+            return float("inf")
 
     def _least_area(self, spec: AcceleratorSpec) -> float:
         """Return the chip's area without score tables, before anything is simulated."""
