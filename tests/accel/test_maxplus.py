@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +34,7 @@ def op(kind, **given):
 def parts(total, n):
     """Split a whole number as evenly as whole numbers allow, the fuller parts where they fall."""
     edges = [i * total // n for i in range(n + 1)]
-    return [b - a for a, b in zip(edges, edges[1:])]
+    return [b - a for a, b in pairwise(edges)]
 
 
 class Graph:

@@ -10,7 +10,7 @@ from small_machines import make_machine
 
 from kvmmu.accel.designs import baselines
 from kvmmu.accel.pipeline.attention import plan_attention
-from kvmmu.accel.pipeline.counts import CYCLES, INDEX
+from kvmmu.accel.pipeline.counts import CYCLES, INDEX, WAITS
 from kvmmu.accel.pipeline.gemm import plan_gemm
 from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.pricing import GROUPS, UNITS, energy_j, make_prices
@@ -125,8 +125,8 @@ def test_every_count_is_priced_or_is_time():
     machine = make_machine()
     prices = make_prices(machine)
     unpriced = {name for name, i in INDEX.items() if not prices.matrix[:, i].any()}
-    # A chunk's reads are priced where they are counted (kv_chunk_*_pj).
-    assert unpriced == {*CYCLES, "kv_read_chunk_dram_bytes"}
+    # Reads by groups of heads are priced by their commands (kv_chunk_*).
+    assert unpriced == {*CYCLES, *WAITS, "kv_read_chunk_dram_bytes"}
 
 
 def test_every_unit_belongs_to_one_group_of_the_sensitivity_study():
@@ -236,12 +236,12 @@ def test_final_pass_gives_scores_and_an_online_softmax_needs_a_second_look():
 
 
 def test_logits_that_do_not_fit_are_taken_by_groups_of_heads():
-    """64 KiB hold 32 heads' logits of 1,024 slots; of 2,048, 16 heads' at a time."""
-    whole = plan_attention(make_machine(form="online", num_slots=1024), 1, 1023, 1)
-    parts = plan_attention(make_machine(form="online", num_slots=2048), 1, 2047, 1)
+    """Half of 64 KiB holds 32 heads' logits of 512 slots; of 1,024, 16 heads' at a time."""
+    whole = plan_attention(make_machine(form="online", num_slots=512), 1, 511, 1)
+    parts = plan_attention(make_machine(form="online", num_slots=1024), 1, 1023, 1)
     assert (whole.head_group, parts.head_group) == (32, 16)
     assert parts.collects_from == "logits buffer"
-    assert parts.counts[INDEX["kv_read_chunk_dram_bytes"]] == 2047 * 8192  # nothing twice
+    assert parts.counts[INDEX["kv_read_chunk_dram_bytes"]] == 1023 * 8192  # nothing twice
     assert parts.counts[INDEX["collect_macs"]] == 0
 
 

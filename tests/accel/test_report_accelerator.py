@@ -151,15 +151,15 @@ def test_traffic_stands_beside_its_lower_bound_and_never_below_it(study):
         assert row[3] >= row[4] * 0.999
 
 
-def test_traffic_of_mixed_steps_is_compared_over_the_whole_run():
+def test_traffic_of_mixed_steps_has_its_own_bound():
     study = small_study()
     bound = study["bounds"]["rce"]
     bound["moved_bytes"] = {"prefill": 1e9, "mixed": 5e9, "decode": 2e9}
-    bound |= {"decode_compulsory_bytes": 3e9, "prefill_compulsory_bytes": 4e9}
+    bound["compulsory_bytes"] = {"prefill": 0.5e9, "mixed": 4e9, "decode": 1e9}
     row = row_of(grids(study)["bounds"], study["simulation"]["ours"]["title"])
-    assert (row["whole run, moved"], row["whole run, least"]) == ("8.00 GB", "7.00 GB")
-    assert row["decode, moved"] == "–"
-    assert "K and V whole run 8.00 GB, least 7.00 GB" in dict(answer(study))["DRAM"]
+    assert (row["mixed, moved"], row["mixed, least"]) == ("5.00 GB", "4.00 GB")
+    assert (row["decode, moved"], row["decode, least"]) == ("2.00 GB", "1.00 GB")
+    assert "K and V mixed 5.00 GB, least 4.00 GB" in dict(answer(study))["DRAM"]
 
 
 def test_share_of_the_kv_mmu_has_corners_terms_and_the_papers_figure(study):
@@ -262,6 +262,7 @@ def test_run_without_decode_has_no_decode_figures():
             ratios.pop("decode")
     for bound in study["bounds"].values():
         bound["moved_bytes"].pop("decode")
+        bound["compulsory_bytes"].pop("decode")
     text = printed(study)
     assert "both overlapped" in text
     assert "ratios_decode" not in grids(study)

@@ -5,11 +5,11 @@ two ratios are ratios of are not known. So all of RANGES is priced with the same
 point is kept: the answer is a map, not a point. Nothing is fitted.
 
 Readings, of what the two figures are ratios of (the hardware is the same in all):
-    H1  end to end, both pipelines overlapped
-    H2  end to end, the baseline fetches and computes in turn (the paper's "optimised pipeline")
-    H3  energy end to end, delay of generation alone, both overlapped
-    H4  generation alone, both overlapped
-    H5  generation alone, the baseline in turn
+    R1  end to end, both pipelines overlapped
+    R2  end to end, the baseline fetches and computes in turn (the paper's "optimised pipeline")
+    R3  energy end to end, delay of generation alone, both overlapped
+    R4  generation alone, both overlapped
+    R5  generation alone, the baseline in turn
 """
 
 from __future__ import annotations
@@ -57,38 +57,48 @@ RANGES: dict[str, tuple[Any, ...]] = {
 
 MAC_FACTORS = {"low": 0.46, "nominal": 1.0, "high": 3.1, "Eyeriss-like": 6.3}
 """Factors on the array's nominal energy (1.89 pJ a MAC, SRAM apart): the chip's low and high
-corners, and the 12 pJ a MAC of Eyeriss (HARDWARE 4.2), which is all on-chip energy, as the array's
-alone: an upper end, not a part."""
+corners, and the 12 pJ a MAC of Eyeriss, which is all on-chip energy, as if it were the array's:
+with SRAM and leakage beside it some energy is counted twice: an upper end, no assumption."""
 
 READINGS: dict[str, tuple[str, str, str]] = {
-    "H1": ("end_to_end", "end_to_end", "overlapped"),
-    "H2": ("end_to_end", "end_to_end", "serial"),
-    "H3": ("end_to_end", "decode", "overlapped"),
-    "H4": ("decode", "decode", "overlapped"),
-    "H5": ("decode", "decode", "serial"),
+    "R1": ("end_to_end", "end_to_end", "overlapped"),
+    "R2": ("end_to_end", "end_to_end", "serial"),
+    "R3": ("end_to_end", "decode", "overlapped"),
+    "R4": ("decode", "decode", "overlapped"),
+    "R5": ("decode", "decode", "serial"),
 }
 """Reading -> (scope of energy, scope of delay, how the baseline's units work)."""
 
-_ARRAYS: dict[int, dict[str, Any]] = {
-    256: {"array.rows": 16, "array.cols": 16},
-    1024: {},
-    4096: {
-        "array.rows": 64,
-        "array.cols": 64,
-        "buffers.weight_kib": 512,
-        "buffers.weight_port_bytes": 256,
-        "buffers.kv_kib": 512,
-        "buffers.kv_port_bytes": 256,
-        "buffers.activation_kib": 1024,
-        "buffers.activation_port_bytes": 256,
-        "softmax.ways": 64,
-        "buffers.logits_kib": 256,
-        "buffers.logits_port_bytes": 128,
-        "mmu.ways": 64,
-        "vector.ways": 64,
-    },
-}
-"""Buffers and ports grow with the array, or they would bind in its place."""
+CLOCK_MHZ = 500.0  # jetcas65's
+_SIDES = {256: 16, 1024: 32, 4096: 64}
+
+
+def _overrides(pes: int, dram_gbps: float, clock_mhz: float) -> dict[str, Any]:
+    """Return an array with buffers and ports of its size and of the DRAM's speed.
+
+    A port takes what the DRAM brings in a cycle, and a weight for each column of a quarter of the
+    array's PEs, or it would bind in the place of array and DRAM. Buffers grow with their ports.
+    """
+    side = _SIDES[pes]
+    port = 64
+    while port < max(dram_gbps * 1e3 / clock_mhz, pes / 16):
+        port *= 2
+    ways = max(16, side)
+    return {
+        "array.rows": side,
+        "array.cols": side,
+        "buffers.weight_kib": 2 * port,
+        "buffers.weight_port_bytes": port,
+        "buffers.kv_kib": 2 * port,
+        "buffers.kv_port_bytes": port,
+        "buffers.activation_kib": 4 * port,
+        "buffers.activation_port_bytes": port,
+        "softmax.ways": ways,
+        "buffers.logits_kib": 4 * ways,
+        "buffers.logits_port_bytes": 2 * ways,
+        "mmu.ways": ways,
+        "vector.ways": ways,
+    }
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,8 @@ class Point:
             compression=self.compression,
             kv_bits=self.bits[1],
             dram=self.dram,
-            overrides=_ARRAYS[self.pes] | {"bits.weights": self.bits[0]},
+            overrides=_overrides(self.pes, load_dram(self.dram).peak_gbps, CLOCK_MHZ)
+            | {"bits.weights": self.bits[0]},
         )
 
 

@@ -11,12 +11,14 @@ from kvmmu.accel.bounds import attention_bound
 from kvmmu.accel.designs import Design, baselines
 from kvmmu.accel.dram.layouts import compare_layouts
 from kvmmu.accel.dram.spec import Corner
+from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.accel.pricing import GROUPS, energy_j, make_prices
-from kvmmu.accel.request import Request
+from kvmmu.accel.request import Request, settle
 from kvmmu.accel.results import PhaseResult
 from kvmmu.accel.runner import Runner
 from kvmmu.accel.simulate import Simulation, simulate
 from kvmmu.accel.spec.accelerator import balance
+from kvmmu.accel.workload import Workload
 from kvmmu.errors import KVMMUError
 
 __all__ = [
@@ -109,42 +111,54 @@ def context_curve(made: Simulation) -> list[dict[str, Any]]:
                     "context": n,
                     "delay_s": part.delay_s(),
                     "energy_j": part.energy_j(),
-                    "kv_read_bytes": part.dram_bytes["kv_read"],
+                    "kv_read_bytes": sum(part.dram_bytes[k] for k in ("kv_read", "kv_read_chunk")),
                 }
             )
     return rows
 
 
 def iso_capacity(made: Simulation) -> list[dict[str, Any]]:
-    """Give every design its own largest batch; compare tokens a second and joules a token."""
+    """Give every design its own largest batch; generation of the whole run, not of its end.
+
+    A recorded run has its own lanes, so it has no such comparison.
+    """
+    if made.request.trace is not None or made.request.is_staggered:
+        return []
     ours = made.ours.total.machine.design
     designs: list[Design] = [ours, *baselines(ours, num_tokens=made.workload.longest_lane)]
     return [row for design in designs if (row := _largest_batch(made, design)) is not None]
 
 
 def _largest_batch(made: Simulation, design: Design) -> dict[str, Any] | None:
-    """Return decode at the largest batch of a design, at the run's longest context."""
-    slots = made.workload.header.geometry.slots
-    n = made.workload.longest_lane
-    runner = Runner(made.request, made.spec, made.dram, made.model)
-    machine = runner.machine(design, made.workload)
-    weights = made.model.num_parameters * machine.weight_bits // 8
-    lane = sum(
-        (C if design.keeps == "slots" else design.stored(n, C)) * machine.row_bytes for C in slots
+    """Return generation at the most lanes of a design that fit, None where none does."""
+    one, two = (_at_batch(made, n) for n in (1, 2))
+    first, second = (
+        runner.capacity(runner.machine(design, run), run) for runner, run in (one, two)
     )
-    batch = min(MAX_BATCH, int((made.dram.capacity_bytes - weights) // max(lane, 1)))
+    batch = min(MAX_BATCH, 1 + int((made.dram.capacity_bytes - first) // (second - first)))
     if batch < 1:
         return None
-    part = runner.decode_step(design, made.workload, n, batch)
+    runner, run = _at_batch(made, batch)
+    decode = tuple(part for part in run.segments if part.step.phase == "decode")
+    if not decode:
+        return None
+    part = runner.design(design, replace(run, segments=decode)).phases["decode"]
     return {
         "design": design.name,
+        "title": design.title,
         "batch": batch,
         "is_capped": batch == MAX_BATCH,
-        "tokens_per_s": batch / part.delay_s(),
-        "energy_j_per_token": part.energy_j() / batch,
+        "tokens_per_s": part.tokens / part.delay_s(),
+        "energy_j_per_token": part.energy_j() / part.tokens,
         "bound": part.bound,
-        "context": n,
+        "context": made.workload.longest_lane,
     }
+
+
+def _at_batch(made: Simulation, batch: int) -> tuple[Runner, Workload]:
+    """Return the run of a simulation with another number of lanes."""
+    workload, request = settle(replace(made.request, batch=batch), made.model, made.spec)
+    return Runner(request, made.spec, made.dram, made.model), workload
 
 
 def layouts(made: Simulation) -> dict[str, Any]:
@@ -167,16 +181,7 @@ def layouts(made: Simulation) -> dict[str, Any]:
 
 def attention_bounds(made: Simulation) -> dict[str, Any]:
     """Return each design's least attention traffic beside what it moves."""
-    kinds = ("kv_read", "kv_read_chunk", "kv_write", "kv_stage")
-    rows = {}
-    for result in (made.ours, *made.others):
-        bound = attention_bound(result.total.machine, made.workload)
-        moved = {
-            name: sum(part.dram_bytes[kind] for kind in kinds)
-            for name, part in result.phases.items()
-        }
-        rows[result.name] = bound.to_json() | {"moved_bytes": moved}
-    return rows
+    return {r.name: attention_bound(r).to_json() for r in (made.ours, *made.others)}
 
 
 def mmu_variants(made: Simulation) -> list[dict[str, Any]]:
@@ -218,6 +223,14 @@ def _mmu_corners(run: Simulation, flavour: str) -> dict[str, Any]:
             part = replace(total, machine=machine, prices=make_prices(machine))
             priced[name] = replace(result, phases={"all": part})
         again = replace(run, ours=priced["ours"], unscored=priced["unscored"])
-        area = priced["ours"].total.machine.chip.area_mm2
-        row[corner] = again.mmu_share() | {"mmu_area_mm2": area["mmu_score"] + area["mmu_logic"]}
+        row[corner] = again.mmu_share() | {"mmu_area_mm2": _mmu_area(again.ours.total.machine)}
     return row
+
+
+def _mmu_area(machine: Machine) -> float:
+    """Return the area there for scores: tables, logic, an online softmax's logits buffer."""
+    area = machine.chip.area_mm2
+    units = ["mmu_score", "mmu_logic"]
+    if machine.design.softmax_form == "online":
+        units.append("logits_buffer")
+    return sum(area[unit] for unit in units)

@@ -44,7 +44,6 @@ class Design:
     granularity: Literal["layer", "head"] = "layer"
     layout: Literal["slot", "split", "head"] = "slot"
     share: float = 1.0
-    is_overlapped: bool = True
 
     @property
     def is_ours(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmmu.accel.dram.energy import static_power_w
+from kvmmu.accel.dram.energy import command_energy, static_power_w
 from kvmmu.accel.pipeline.counts import COUNT_NAMES, DRAM_KINDS, INDEX, Counts
 from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.units import PJ_PER_J, seconds_of_cycles
@@ -41,8 +41,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "DRAM, standby and refresh": ("dram_background", "dram_refresh"),
     "SRAM buffers": ("weight_buffer", "kv_buffer", "activation_buffer", "logits_buffer"),
     "PE array": ("array",),
-    "softmax and vector": ("softmax", "vector", "mmu_collect"),
-    "KV-MMU": ("mmu_logic", "mmu_scores"),
+    "softmax and vector": ("softmax", "vector"),
+    "KV-MMU": ("mmu_logic", "mmu_scores", "mmu_collect"),
     "leakage": ("leakage",),
 }
 """Units whose constants a sensitivity study moves together; `leakage` is every leak_* of them."""
@@ -115,8 +115,10 @@ def _price_dram(machine: Machine, price) -> None:  # type: ignore[no-untyped-def
         }
         for unit, pj in parts.items():
             price("mmu_dram" if kind == "score" else unit, f"{kind}_dram_bytes", pj)
-    for unit in ("activate", "column", "io"):
-        price(f"dram_{unit}", f"kv_chunk_{unit}_pj", 1.0)
+    energy = command_energy(machine.dram, machine.corner)
+    price("dram_activate", "kv_chunk_activates", energy.activate_pj)
+    price("dram_column", "kv_chunk_bursts", energy.read_pj)
+    price("dram_io", "kv_chunk_bursts", energy.io_read_pj)
 
 
 def energy_j(prices: Prices, counts: Counts, *, cycles: float) -> dict[str, float]:

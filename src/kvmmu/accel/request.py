@@ -6,7 +6,8 @@ A run is regular (a shape for every lane) or recorded (a trace, whose geometry m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from kvmmu.accel.workload import (
     RegularRun,
     Workload,
     read_workload,
-    regular_events,
     regular_header,
+    regular_workload,
 )
 from kvmmu.errors import SpecError
 from kvmmu.geometry import CacheGeometry
 from kvmmu.trace.reader import read
+from kvmmu.trace.schema import TraceHeader
 
 __all__ = ["HARDWARE_POLICIES", "Request", "our_design", "settle"]
 
@@ -35,6 +37,18 @@ HARDWARE_POLICIES = {
     "random": False,
 }
 """Policies that the KV-MMU of the chip can run -> whether they need its scores (attention mass)."""
+
+KV_BITS = (2, 4, 8, 16)
+_LEAST = {
+    "batch": 1,
+    "prompt": 1,
+    "generate": 1,
+    "num_slots": 1,
+    "chunk": 1,
+    "num_sinks": 0,
+    "window": 1,
+    "kv_bits": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +79,24 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("batch", "prompt", "generate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.compression < 1:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.kv_bits is not None and self.kv_bits not in KV_BITS:
+            raise ValueError(
+                f"kv_bits must be one of {', '.join(map(str, KV_BITS))}, got {self.kv_bits}"
+            )
+        if not 1 <= self.compression < inf:  # NaN too
             raise ValueError(f"compression must be at least 1, got {self.compression}")
+        if self.is_staggered and self.chunk == 1:
+            raise ValueError("chunk must be at least 2 where lanes are staggered, got 1")
+        if self.trace is not None and not Path(self.trace).is_file():
+            raise ValueError(f"trace must be a file that exists, got {str(self.trace)!r}")
 
 
 def settle(request: Request, model: ModelSpec, spec: AcceleratorSpec) -> tuple[Workload, Request]:
@@ -77,22 +104,23 @@ def settle(request: Request, model: ModelSpec, spec: AcceleratorSpec) -> tuple[W
     if request.trace is not None:
         return _recorded(request, model)
     total = request.prompt + request.generate
-    slots = request.num_slots or int(-(-total // request.compression))
+    slots = ceil(total / request.compression) if request.num_slots is None else request.num_slots
+    slots = min(slots, max(total, request.num_sinks + 2))  # more could never be filled
     window = request.window if request.window is not None else max(1, slots // 8)
     if slots <= request.num_sinks + window:
         raise ValueError(
             f"num_slots must exceed num_sinks + window = {request.num_sinks + window}, "
             f"got {slots}; raise num_slots or lower window"
         )
-    chunk = request.chunk or min(256, slots)
-    bits = request.kv_bits or spec.bits.kv
+    chunk = min(256, slots) if request.chunk is None else request.chunk
+    bits = spec.bits.kv if request.kv_bits is None else request.kv_bits
     granularity = request.granularity or spec.required_mmu().granularity
     geometry = CacheGeometry(
         num_layers=model.num_layers,
         batch=request.batch,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
-        slots=(min(slots, total),) * model.num_layers,
+        slots=(slots,) * model.num_layers,
         dtype=f"int{bits}",
         itemsize=max(1, bits // 8),
     )
@@ -108,7 +136,7 @@ def settle(request: Request, model: ModelSpec, spec: AcceleratorSpec) -> tuple[W
     settled = replace(
         request, num_slots=slots, window=window, chunk=chunk, kv_bits=bits, granularity=granularity
     )
-    return read_workload(header, regular_events(header, run)), settled
+    return regular_workload(header, run), settled
 
 
 def _recorded(request: Request, model: ModelSpec) -> tuple[Workload, Request]:
@@ -134,6 +162,7 @@ def _recorded(request: Request, model: ModelSpec) -> tuple[Workload, Request]:
             f"the trace's policy must be one that the KV-MMU can run "
             f"({', '.join(HARDWARE_POLICIES)}), got {header.policy!r}"
         )
+    _refuse_other_settings(request, header)
     workload = read_workload(header, trace.events())
     if not workload.segments:
         raise SpecError(f"the trace must hold at least one step, got none in {request.trace}")
@@ -145,22 +174,41 @@ def _recorded(request: Request, model: ModelSpec) -> tuple[Workload, Request]:
         num_sinks=header.num_sinks,
         chunk=header.chunk_size,
         granularity=header.granularity,
-        prompt=workload.num_tokens_in("prefill") or 1,
-        generate=workload.num_tokens_in("decode") or 1,
+        prompt=max(workload.lane_tokens("prefill"), 1),
+        generate=max(workload.lane_tokens("decode"), 1),
     )
     return workload, settled
+
+
+def _refuse_other_settings(request: Request, header: TraceHeader) -> None:
+    """Refuse what a trace has settled already, unless it is the same or was left alone."""
+    default = {f.name: f.default for f in fields(Request)}
+    recorded = {
+        "batch": header.geometry.batch,
+        "chunk": header.chunk_size,
+        "window": header.window,
+        "num_sinks": header.num_sinks,
+        "granularity": header.granularity,
+    }
+    for name in (*recorded, "prompt", "generate", "compression", "is_staggered"):
+        value = getattr(request, name)
+        if value not in (default[name], recorded.get(name, default[name])):
+            held = f" ({recorded[name]!r})" if name in recorded else ""
+            raise SpecError(f"{name} must be left to the trace{held}, got {value!r}; leave it out")
 
 
 def our_design(request: Request, spec: AcceleratorSpec, workload: Workload) -> Design:
     """Return the design under study, with what the request overrides."""
     made = rce(
         num_slots=max(workload.header.geometry.slots),
-        kv_bits=request.kv_bits or spec.bits.kv,
+        kv_bits=spec.bits.kv if request.kv_bits is None else request.kv_bits,
         form=_one_of("softmax_form", request.softmax_form or spec.softmax.form, FORMS),
         granularity=_one_of("granularity", workload.header.granularity, ("layer", "head")),
         layout=_one_of("layout", request.layout or spec.layout, ("slot", "split", "head")),
     )
-    return replace(made, has_scores=HARDWARE_POLICIES[workload.header.policy])
+    policy = workload.header.policy
+    title = made.title.replace("RCE", {"rce": "RCE"}.get(policy, policy))
+    return replace(made, title=title, has_scores=HARDWARE_POLICIES[policy])
 
 
 FORMS = ("online", "two_pass", "three_pass")

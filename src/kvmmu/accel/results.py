@@ -9,6 +9,7 @@ from kvmmu.accel.pipeline.counts import DRAM_KINDS, INDEX
 from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.accel.pipeline.timing import Cost
 from kvmmu.accel.pricing import MMU_UNITS, Prices, energy_j
+from kvmmu.accel.workload import Workload
 from kvmmu.units import seconds_of_cycles
 
 __all__ = ["MODES", "DesignResult", "PhaseResult"]
@@ -55,9 +56,15 @@ class PhaseResult:
 
     @property
     def bound(self) -> str:
-        """Name what binds: memory where the DRAM works longest, else compute."""
+        """Name what binds: memory where the DRAM works longest, else compute, or on-chip ports.
+
+        Ports: the array works longest, and most of that time it waits for a buffer's port.
+        """
         busy = self.busy_cycles
-        return "memory" if max(busy, key=lambda unit: busy[unit]) == "dram" else "compute"
+        if max(busy, key=lambda unit: busy[unit]) == "dram":
+            return "memory"
+        waits = self.cost.counts[INDEX["port_cycles"]]
+        return "on-chip ports" if waits > busy["array"] / 2 else "compute"
 
     @property
     def num_macs(self) -> float:
@@ -74,9 +81,15 @@ class PhaseResult:
         return share | {"macs": self.num_macs / (array.rows * array.cols * cycles)}
 
     def mmu_energy_j(self, mode: str = "overlapped") -> dict[str, float]:
-        """Return the KV-MMU's joules: logic, score tables, their DRAM traffic, leakage, looks."""
+        """Return the KV-MMU's joules: logic, score tables, their DRAM traffic, leakage, looks.
+
+        With an online softmax the logits buffer is there for the scores alone, and is theirs.
+        """
         by_unit = self.energy_by_unit_j(mode)
-        names = (*MMU_UNITS, *(u for u in by_unit if u.startswith("leak_mmu")))
+        names = [*MMU_UNITS, *(u for u in by_unit if u.startswith("leak_mmu"))]
+        design = self.machine.design
+        if design.has_scores and design.softmax_form == "online":
+            names += ["logits_buffer", "leak_logits_buffer"]
         return {name: by_unit[name] for name in names}
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +110,10 @@ class PhaseResult:
 
 @dataclass(frozen=True, eq=False)
 class DesignResult:
-    """One design's whole run. capacity_bytes: weights, K and V and tables at the run's fullest."""
+    """One design's whole run. capacity_bytes: weights, K and V and tables at the run's fullest.
+
+    workload is the run that was priced: a baseline's may have other chunks than ours.
+    """
 
     name: str
     title: str
@@ -106,6 +122,7 @@ class DesignResult:
     capacity_bytes: int
     fits: bool
     phases: dict[str, PhaseResult]
+    workload: Workload
 
     @property
     def total(self) -> PhaseResult:

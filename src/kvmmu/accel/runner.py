@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvmmu.accel.chip.chip import MmuTables, build_chip
-from kvmmu.accel.designs import Design
+from kvmmu.accel.designs import PAGE_TOKENS, Design
 from kvmmu.accel.dram.spec import DramSpec
 from kvmmu.accel.pipeline.counts import counts
 from kvmmu.accel.pipeline.machine import Machine
@@ -15,7 +15,7 @@ from kvmmu.accel.request import Request
 from kvmmu.accel.results import DesignResult, PhaseResult
 from kvmmu.accel.spec.accelerator import AcceleratorSpec
 from kvmmu.accel.spec.model import ModelSpec
-from kvmmu.accel.workload import RegularRun, Step, Workload, read_workload, regular_events
+from kvmmu.accel.workload import LaneCopy, RegularRun, Step, Workload, regular_workload
 from kvmmu.units import BITS_PER_BYTE
 
 __all__ = ["Runner"]
@@ -39,14 +39,30 @@ class Runner:
         self._runs: dict[int, Workload] = {}
 
     def machine(self, design: Design, workload: Workload) -> Machine:
-        """Build the machine for a design; without scores it has no score tables."""
-        num_layers, batch, num_tables, most = workload.header.table_shape
-        tables = None
+        """Build the machine for a design, with what it needs and no more.
+
+        Without scores the chip has neither score tables nor the KV-MMU's logic; the buffer in which
+        logits wait is there for scores, or for a softmax that passes over them again. The array
+        multiplies K and V in the design's width.
+        """
+        num_layers, batch, _, most = workload.header.table_shape
+        tables, spec = None, self.spec
+        if design.kv_bits != spec.bits.kv:
+            spec = spec.with_overrides({"bits.kv": design.kv_bits})
         if design.has_scores:
-            count = batch * num_layers * num_tables
-            kept = 2 * num_tables if self.spec.required_mmu().store == "dram" else count
-            tables = MmuTables(num_tables=count, slots_per_table=most, tables_on_chip=kept)
-        chip = build_chip(self.spec, corner=self.request.corner, mmu_tables=tables)
+            per_lane = num_layers * (self.model.num_kv_heads if design.granularity == "head" else 1)
+            kept = 2 * per_lane // num_layers
+            if self.spec.required_mmu().store == "sram":
+                kept = batch * per_lane
+            tables = MmuTables(
+                num_tables=batch * per_lane, slots_per_table=most, tables_on_chip=kept
+            )
+        chip = build_chip(spec, corner=self.request.corner, mmu_tables=tables)
+        if not design.has_scores:
+            idle = ["mmu_logic", "mmu_score"]
+            chip = chip.without(
+                *idle, *(["logits_buffer"] if design.softmax_form == "online" else [])
+            )
         return Machine(chip, self.dram, self.model, design, batch, self.request.corner)
 
     def timer(self, design: Design, workload: Workload) -> StepTimer:
@@ -85,6 +101,7 @@ class Runner:
             capacity_bytes=capacity,
             fits=capacity <= self.dram.capacity_bytes,
             phases=phases,
+            workload=workload,
         )
 
     def decode_step(
@@ -117,6 +134,11 @@ class Runner:
             if part.step.phase == "prefill"
         )
 
+    @staticmethod
+    def capacity(machine: Machine, workload: Workload) -> int:
+        """Return the DRAM bytes that a design needs at the run's fullest."""
+        return _capacity(machine, workload)
+
     def _chunks(self) -> list[int]:
         """List the chunk sizes a baseline may choose from, ours among them."""
         own, prompt = self.request.chunk or 1, self.request.prompt
@@ -129,42 +151,58 @@ class Runner:
         if chunk not in self._runs:
             header = replace(workload.header, chunk_size=chunk)
             run = RegularRun(self.request.prompt, self.request.generate, chunk)
-            self._runs[chunk] = read_workload(header, regular_events(header, run))
+            self._runs[chunk] = regular_workload(header, run)
         return self._runs[chunk]
 
 
 def _moved(machine: Machine, workload: Workload) -> Cost | None:
     """Return the cost of lanes copied by reorders and of slots merged; None without any.
 
-    A copied row is read and written; a merge reads and writes one row of each layer of its lane.
+    A copied row is read and written, its scores with it; a paged cache shares its blocks and copies
+    the last of each layer. A merge reads and writes one row of each layer of its lane.
     """
-    rows = 0.0
+    design, rows = machine.design, 0.0
     for copy in workload.copies:
-        live = sum(copy.live) if machine.design.keeps == "slots" else copy.seen * len(copy.live)
-        rows += live * copy.count
-    if machine.design.is_ours:
+        rows += copy.count * _rows_copied(machine, copy)
+    if design.is_ours:
         rows += workload.merged_lanes * machine.model.num_layers
     if not rows:
         return None
-    moved = 2 * rows * machine.row_bytes
+    row = machine.row_bytes + (machine.entry_bytes if design.has_scores else 0)
+    moved = 2 * rows * row
     cycles = machine.dram_cycles("copy", moved)
     return Cost(cycles, cycles, counts({"copy_dram_bytes": moved, "dram_cycles": cycles}))
 
 
+def _rows_copied(machine: Machine, copy: LaneCopy) -> float:
+    design, layers = machine.design, len(copy.live)
+    if design.reads == "pages":
+        return PAGE_TOKENS * layers
+    if design.keeps == "slots":
+        return sum(copy.live)
+    return design.stored(copy.seen, design.num_slots) * layers
+
+
 def _capacity(machine: Machine, workload: Workload) -> int:
-    """Return the DRAM bytes needed at the fullest: weights, K and V, tables backed in DRAM."""
-    header, model, design = workload.header, machine.model, machine.design
+    """Return the DRAM bytes needed at the fullest: weights, K and V, tables backed in DRAM.
+
+    Slots and whole regions are reserved for every lane (a region for the longest); pages and shares
+    are taken as tokens come, so that what all lanes hold at once counts.
+    """
+    header, design = workload.header, machine.design
     weights = machine.model.num_parameters * machine.weight_bits // BITS_PER_BYTE
-    longest = workload.longest_lane
-    rows = sum(
-        header.geometry.slots[layer]
-        if design.keeps == "slots"
-        else design.stored(longest, header.geometry.slots[layer])
-        for layer in range(model.num_layers)
-    )
-    kv = header.geometry.batch * rows * machine.row_bytes
-    tables = 0
+    slots = header.geometry.slots
+    if design.keeps == "slots":
+        rows = header.geometry.batch * sum(slots)
+    elif design.reads == "pages" or design.keeps == "share":
+        rows = max(
+            sum(design.stored(seen, C) for C in slots for seen in lanes)
+            for lanes in workload.held()
+        )
+    else:
+        longest = workload.longest_lane
+        rows = header.geometry.batch * sum(design.stored(longest, C) for C in slots)
+    tables = 0.0
     if design.has_scores and machine.mmu.store == "dram":
-        entry_bits = machine.mmu.score_bits + machine.mmu.position_bits
-        tables = header.geometry.batch * rows * machine.num_tables * entry_bits // BITS_PER_BYTE
-    return int(weights + kv + tables)
+        tables = rows * machine.entry_bytes
+    return int(weights + rows * machine.row_bytes + tables)

@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 SCOPES = ("decode", "end_to_end")
+COLLECTION = ("mmu_collect", "logits_buffer", "leak_logits_buffer")
+"""Terms of the KV-MMU that are there to have final probabilities, not to keep scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ class Simulation:
         part, plain = self.ours.scope(scope), self.unscored.scope(scope)
         whole = part.energy_j(mode)
         terms = part.mmu_energy_j(mode)
-        tables = sum(value for name, value in terms.items() if name != "mmu_collect")
+        tables = sum(value for name, value in terms.items() if name not in COLLECTION)
         shares = {name: value / whole for name, value in terms.items()}
         return shares | {
             "tables": tables / whole,

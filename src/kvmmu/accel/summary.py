@@ -41,10 +41,11 @@ def reduction(made: Simulation) -> dict[str, float]:
     def read(part: PhaseResult) -> float:
         return sum(part.dram_bytes[kind] for kind in kinds)
 
-    full = next(other for other in made.others if other.name.startswith("full"))
-    slots = max(made.workload.header.geometry.slots)
-    rates = {"compression": made.workload.longest_lane / slots}
-    if "decode" in made.ours.phases:
+    full = next((other for other in made.others if other.name.startswith("full")), None)
+    slots, request = max(made.workload.header.geometry.slots), made.request
+    tokens = made.workload.longest_lane if request.trace else request.prompt + request.generate
+    rates = {"compression": tokens / slots}
+    if full is not None and "decode" in made.ours.phases:
         rates["decode_kv_bytes"] = read(full.phases["decode"]) / max(
             read(made.ours.phases["decode"]), 1.0
         )

@@ -6,7 +6,7 @@ operation; it costs leakage_w times the run's time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kvmmu.accel.chip.array import array_area_mm2, build_array_prices
@@ -56,6 +56,15 @@ class Chip:
     def total_area_mm2(self) -> float:
         """Area of all units."""
         return sum(self.area_mm2.values())
+
+    def without(self, *units: str) -> Chip:
+        """Return the chip with units left out: no leakage, no area. Raises KeyError."""
+        leakage_w, area_mm2 = dict(self.leakage_w), dict(self.area_mm2)
+        for unit in units:
+            leakage_w[unit] = area_mm2[unit] = 0.0 * area_mm2[unit]
+        return replace(
+            self, leakage_w=MappingProxyType(leakage_w), area_mm2=MappingProxyType(area_mm2)
+        )
 
     def mmu_latency_cycles(self, num_slots: int) -> int:
         """Return the cycles of one search over `num_slots` slots. Raises SpecError without MMU."""

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from kvmmu.accel.designs import PAGE_TOKENS
+from kvmmu.accel.dram.energy import command_energy
 from kvmmu.accel.pipeline.counts import Counts, counts
 from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.accel.pipeline.scores import score_work
-from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, kv_tile_bytes
+from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, kv_tile_bytes, logits_room
+from kvmmu.units import KIB
 
 __all__ = ["AttentionPlan", "plan_attention"]
 
@@ -34,12 +36,16 @@ SUM_BYTES = 4  # an output's running sum, in a query tile
 class AttentionPlan:
     """What a lane's attention costs. Cycles of each unit; num_tiles of K and V pass the buffer.
 
-    score_* is what score collection adds to softmax and array, in cycles.
+    num_groups of KV heads are taken one after the other where logits must wait. collect_* is what
+    score collection adds to array and softmax; has_late_writes: rows are written only when scores
+    have said who stays.
     """
 
     form: str
     num_tiles: int
     head_group: int
+    num_groups: int
+    has_late_writes: bool
     region_passes: int
     counts: Counts
     read_cycles: int
@@ -61,7 +67,7 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
     form = machine.design.softmax_form if q == 1 else "online"
     passes, heads = _query_tiles(machine, q, live) if q > 1 else (1, _heads_together(machine, live))
     form = form if _waits(machine, form, heads, live) else "online"
-    work = AttentionWork(machine, q, live, form, passes, heads)
+    work = AttentionWork(machine, q, live, form=form, heads=heads)
     scores = score_work(machine, work, heads)
     traffic = _traffic(
         machine, q, live, written, passes=passes, heads=heads, keys_again=scores.keys_again
@@ -83,6 +89,8 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
         form=form,
         num_tiles=max(1, kv_tiles),
         head_group=heads,
+        num_groups=machine.model.num_kv_heads // heads if q == 1 else 1,
+        has_late_writes=q > 1 and machine.design.has_scores,
         region_passes=passes,
         counts=counts(made),
         read_cycles=traffic.read_cycles,
@@ -124,7 +132,7 @@ def _heads_together(machine: Machine, live: int) -> int:
     every = machine.model.num_kv_heads
     if machine.design.softmax_form == "online" and not machine.design.has_scores:
         return every
-    room = machine.chip.memories["logits"].capacity_bytes
+    room = logits_room(machine)
     one = machine.group * (live + 1) * LOGIT_BYTES
     fitting = [h for h in _divisors(every) if h * one <= room]
     return max(fitting, default=every)
@@ -133,7 +141,7 @@ def _heads_together(machine: Machine, live: int) -> int:
 def _waits(machine: Machine, form: str, heads: int, live: int) -> bool:
     """Say whether the logits of `heads` KV heads fit the buffer in which they wait."""
     held = heads * machine.group * (live + 1) * LOGIT_BYTES
-    return form == "online" or held <= machine.chip.memories["logits"].capacity_bytes
+    return form == "online" or held <= logits_room(machine)
 
 
 def _divisors(n: int) -> list[int]:
@@ -167,7 +175,7 @@ def _traffic(
     rows_written = written / machine.num_tables
     read: float = live * row * passes
     if keys_again:  # score collection multiplies by K a second time
-        read += live * row * passes / 2
+        read += (live * passes + _own_rows(q, passes)) * row / 2
     is_whole = q == 1 and heads == machine.model.num_kv_heads
     kind = "kv_read" if is_whole else "kv_read_chunk"
     write = ceil(rows_written * row)
@@ -192,10 +200,10 @@ def _traffic(
     }
     if not is_whole and read:
         cost = machine.pattern(kind, heads=heads)
+        bursts = cost.column_pj_per_byte / command_energy(machine.dram, machine.corner).read_pj
         made |= {
-            "kv_chunk_activate_pj": read * cost.activate_pj_per_byte,
-            "kv_chunk_column_pj": read * cost.column_pj_per_byte,
-            "kv_chunk_io_pj": read * cost.io_pj_per_byte,
+            "kv_chunk_activates": read * cost.activates_per_kib / KIB,
+            "kv_chunk_bursts": read * bursts,
         }
     read_cycles = machine.dram_cycles(kind, read, heads=None if is_whole else heads)
     read_cycles += machine.dram_cycles("kv_stage", stage) + machine.dram_cycles("page_table", table)

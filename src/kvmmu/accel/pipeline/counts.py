@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "CHUNK_ENERGY",
+    "CHUNK_COMMANDS",
     "COUNT_NAMES",
     "CYCLES",
     "DRAM_KINDS",
     "INDEX",
     "OPERATIONS",
     "SRAM_KINDS",
+    "WAITS",
     "Counts",
     "counts",
     "zero_counts",
@@ -64,15 +65,18 @@ OPERATIONS = (
     "mmu_visit",
     "mmu_address",
 )
-CHUNK_ENERGY = ("kv_chunk_activate_pj", "kv_chunk_column_pj", "kv_chunk_io_pj")
-"""Energy of a chunk's reads: its pattern depends on the plan, so it is counted with the plan."""
+CHUNK_COMMANDS = ("kv_chunk_activates", "kv_chunk_bursts")
+"""DRAM commands of reads by groups of heads: their pattern is the plan's, so is their count."""
+WAITS = ("port_cycles",)
+"""Cycles in which the array works no faster than a buffer's port."""
 CYCLES = ("dram_cycles", "array_cycles", "softmax_cycles", "vector_cycles", "mmu_cycles")
 COUNT_NAMES = (
     *(f"{kind}_dram_bytes" for kind in DRAM_KINDS),
     *(f"{kind}_bytes" for kind in SRAM_KINDS),
     *OPERATIONS,
-    *CHUNK_ENERGY,
+    *CHUNK_COMMANDS,
     *CYCLES,
+    *WAITS,
 )
 INDEX = {name: i for i, name in enumerate(COUNT_NAMES)}
 

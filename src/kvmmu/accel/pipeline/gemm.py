@@ -50,11 +50,12 @@ def plan_gemm(machine: Machine, num_vectors: int, K: int, N: int) -> GemmPlan:
         sums = 2 * ACCUMULATOR_BYTES * M * N * (slices - 1)
     act_read = M * K * ab * -(-N // cols) + sums / 2
     act_write = M * N * ab + spilled_in + sums / 2
-    array_cycles = max(
-        sum(-(-K * N * -(-m // rows) // (cols * _split(rows, m, K))) for m in blocks),
+    multiply_cycles = sum(-(-K * N * -(-m // rows) // (cols * _split(rows, m, K))) for m in blocks)
+    port_cycles = max(
         machine.port_cycles("weight", weight_use),
         machine.port_cycles("activation", act_read + act_write),
     )
+    array_cycles = max(multiply_cycles, port_cycles)
     weight_cycles = machine.dram_cycles("weight", weight)
     other_cycles = machine.dram_cycles("activation", spilled_in + spilled_out)
     fetch_cycles = weight_cycles + other_cycles
@@ -68,6 +69,7 @@ def plan_gemm(machine: Machine, num_vectors: int, K: int, N: int) -> GemmPlan:
         "gemm_macs": M * K * N,
         "dram_cycles": fetch_cycles,
         "array_cycles": array_cycles,
+        "port_cycles": array_cycles if port_cycles > multiply_cycles else 0,
     }
     num_tiles = max(1, -(-weight // machine.weight_tile_bytes))
     return GemmPlan(loop, passes, input_passes, counts(made), fetch_cycles, array_cycles, num_tiles)

@@ -6,6 +6,7 @@ model gives. All of a byte's time and energy come from here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -15,6 +16,7 @@ from kvmmu.accel.chip.chip import Chip
 from kvmmu.accel.designs import PAGE_TOKENS, Design
 from kvmmu.accel.dram.patterns import Pattern, PatternCost, pattern_cost
 from kvmmu.accel.dram.spec import Corner, DramSpec
+from kvmmu.accel.pipeline.counts import DRAM_KINDS
 from kvmmu.accel.spec.accelerator import Mmu
 from kvmmu.accel.spec.model import ModelSpec
 from kvmmu.errors import SpecError
@@ -81,6 +83,13 @@ class Machine:
         return self.model.num_kv_heads if self.design.granularity == "head" else 1
 
     @property
+    def entry_bytes(self) -> float:
+        """Bytes of score tables that belong to one slot of one layer: scores, positions, ids."""
+        newest_bits = self.mmu.recent_share * max(1, (self.design.num_slots - 1).bit_length())
+        bits = self.mmu.score_bits + self.mmu.position_bits + newest_bits
+        return self.num_tables * bits / BITS_PER_BYTE
+
+    @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.model.num_heads // self.model.num_kv_heads
@@ -127,6 +136,16 @@ class Machine:
             )
         return self._patterns[key]
 
+    def patterns(self) -> Iterator[Pattern]:
+        """Yield the pattern of every kind of traffic, each group of KV heads on its own."""
+        for kind in DRAM_KINDS:
+            groups: Iterable[int | None] = (None,)
+            if kind == "kv_read_chunk":
+                groups = range(1, self.model.num_kv_heads + 1)
+            for heads in groups:
+                if heads is None or self.model.num_kv_heads % heads == 0:
+                    yield self._pattern_of(kind, heads)
+
     @cached_property
     def _patterns(self) -> dict[tuple[str, int | None], PatternCost]:
         return {}
@@ -141,7 +160,9 @@ class Machine:
             if piece >= self.row_bytes:
                 return self._read_pattern(region)
             return Pattern("strided", piece, region, stride_bytes=self.row_bytes // 2)
-        if kind in ("kv_write", "copy"):
+        if kind == "copy":
+            return Pattern("sequential", region, region, is_write=True)
+        if kind == "kv_write":
             return Pattern("random", self.write_piece_bytes, region, is_write=True)
         if kind == "embedding":
             width = bytes_of_bits(self.model.hidden_size, self.weight_bits)

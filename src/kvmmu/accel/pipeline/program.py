@@ -4,7 +4,8 @@
     down | norm
 
 A lane's row is written after its own tiles are fetched: the write needs the product that the
-fetches do not wait for, and would hold them up.
+fetches do not wait for, and would hold them up. What needs a lane's scores (its table, a chunk's
+rows) is written after the next lane's fetches, for the same reason.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from kvmmu.accel.pipeline.maxplus import (
 
 __all__ = ["INPUT", "layer_program", "serial_cycles", "single_gemm"]
 
-INPUT, PRODUCT, QUERIES, CONTEXT, TABLE, SCORED = range(6)
-"""Registers: layer input, last product, queries rotated, attention done, score table in, scored."""
+INPUT, PRODUCT, QUERIES, CONTEXT = range(4)
+SCORED = (4, 5)
+"""Registers: layer input, last product, queries rotated, attention done; scored, lanes in turn."""
 
 Row = tuple[int, ...]
 
@@ -54,32 +56,50 @@ def _gemm(plan: GemmPlan, *, wait: int, put: int) -> Row:
     )
 
 
-def _lane(plan: AttentionPlan) -> list[Row]:
-    """Return a lane's operations; its output is CONTEXT."""
-    shared = {
-        "a": plan.read_cycles,
-        "b": plan.qk_cycles,
-        "c": plan.softmax_cycles,
-        "d": plan.pv_cycles,
-    }
-    rows = []
+def _lane(plan: AttentionPlan, scored: int) -> tuple[list[Row], list[Row]]:
+    """Return a lane's operations, and those that wait for its scores; its output is CONTEXT.
+
+    `scored` is the register that the KV-MMU sets; lanes take turns with two of them.
+    """
+    rows: list[Row] = []
+    late: list[Row] = []
     if plan.score_fetch_cycles:
-        rows.append(_single(DRAM, plan.score_fetch_cycles, put=TABLE))
-    if plan.form == "online":
-        rows.append(_op(ONLINE, tiles=plan.num_tiles, wait=QUERIES, put=CONTEXT, **shared))
-    else:
-        half, late = -(-plan.num_tiles // 2), plan.late_softmax_cycles
-        rows.append(_op(SWEEPS, tiles=half, late=late, wait=QUERIES, put=CONTEXT, **shared))
-    rows.append(_single(DRAM, plan.write_cycles, wait=QUERIES))
-    if plan.collect_array_cycles:
-        rows.append(_single(ARRAY, plan.collect_array_cycles, wait=CONTEXT))
-    if plan.collect_softmax_cycles:
-        rows.append(_single(SOFTMAX, plan.collect_softmax_cycles, wait=CONTEXT, put=SCORED))
+        rows.append(_single(DRAM, plan.score_fetch_cycles))
+    for group in range(plan.num_groups):
+        rows += _group(plan, group, scored)
+    write = _single(DRAM, plan.write_cycles, wait=scored if plan.has_late_writes else QUERIES)
+    (late if plan.has_late_writes else rows).append(write)
     if plan.mmu_cycles:
-        wait = SCORED if plan.collect_softmax_cycles else CONTEXT
-        rows.append(_single(MMU, plan.mmu_cycles, wait=wait, put=SCORED))
+        wait = scored if plan.collect_softmax_cycles else CONTEXT
+        rows.append(_single(MMU, plan.mmu_cycles, wait=wait, put=scored))
     if plan.score_store_cycles:
-        rows.append(_single(DRAM, plan.score_store_cycles, wait=TABLE))
+        late.append(_single(DRAM, plan.score_store_cycles, wait=scored))
+    return rows, late
+
+
+def _group(plan: AttentionPlan, group: int, scored: int) -> list[Row]:
+    """Return the attention of one group of KV heads, and the second look at its logits."""
+
+    def part(total: int) -> int:
+        n = plan.num_groups
+        return (group + 1) * total // n - group * total // n
+
+    shared = {
+        "a": part(plan.read_cycles),
+        "b": part(plan.qk_cycles),
+        "c": part(plan.softmax_cycles),
+        "d": part(plan.pv_cycles),
+    }
+    tiles = max(1, part(plan.num_tiles))
+    if plan.form == "online":
+        rows = [_op(ONLINE, tiles=tiles, wait=QUERIES, put=CONTEXT, **shared)]
+    else:
+        late = part(plan.late_softmax_cycles)
+        rows = [_op(SWEEPS, tiles=-(-tiles // 2), late=late, wait=QUERIES, put=CONTEXT, **shared)]
+    if plan.collect_array_cycles:
+        rows.append(_single(ARRAY, part(plan.collect_array_cycles), wait=CONTEXT))
+    if plan.collect_softmax_cycles:
+        rows.append(_single(SOFTMAX, part(plan.collect_softmax_cycles), wait=CONTEXT, put=scored))
     return rows
 
 
@@ -89,12 +109,18 @@ def layer_program(
     """Compose a layer: gemms = qkv, out, up, down; vector_cycles = rope, norm, activation, norm."""
     qkv, out, up, down = gemms
     rope, norm, act, last = vector_cycles
-    made: dict[int, list[Row]] = {}  # lanes of one shape share one plan
     rows = [_gemm(qkv, wait=INPUT, put=PRODUCT), _single(VECTOR, rope, wait=PRODUCT, put=QUERIES)]
-    for plan in lanes:
-        rows += made.setdefault(id(plan), _lane(plan))
-    for product, cycles, wait in ((out, norm, CONTEXT), (up, act, INPUT), (down, last, INPUT)):
-        rows.append(_gemm(product, wait=wait, put=PRODUCT))
+    waiting: list[Row] = []
+    for number, plan in enumerate(lanes):
+        mine, late = _lane(plan, SCORED[number % 2])
+        # A lane's last writes come after the next lane's fetches, which do not wait for its scores.
+        fetches = 2 if plan.score_fetch_cycles else 1
+        rows += [*mine[:fetches], *waiting, *mine[fetches:]]
+        waiting = late
+    first = _gemm(out, wait=CONTEXT, put=PRODUCT)
+    rows += [first, *waiting, _single(VECTOR, norm, wait=PRODUCT, put=INPUT)]
+    for product, cycles in ((up, act), (down, last)):
+        rows.append(_gemm(product, wait=INPUT, put=PRODUCT))
         rows.append(_single(VECTOR, cycles, wait=PRODUCT, put=INPUT))
     return np.asarray(rows, dtype=np.int64)
 

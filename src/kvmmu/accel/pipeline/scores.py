@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork
+from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, logits_room
 from kvmmu.units import BITS_PER_BYTE
 
 __all__ = ["ScoreWork", "score_work"]
@@ -32,13 +32,14 @@ def score_work(machine: Machine, work: AttentionWork, heads: int) -> ScoreWork:
     slots = work.live + q
     entries = slots * machine.num_tables
     score_bytes = entries * mmu.score_bits / BITS_PER_BYTE
-    # Positions, and the ids of the protected newest slots: recent_share of them, log2 C bits each.
-    newest_bits = mmu.recent_share * max(1, (machine.design.num_slots - 1).bit_length())
-    position_bytes = entries * (mmu.position_bits + newest_bits) / BITS_PER_BYTE
+    position_bytes = slots * machine.entry_bytes - score_bytes
+    # In decode the search runs along with the last accumulation; a chunk's losers are searched for
+    # one by one, over the slots and the chunk.
+    searches = q if q > 1 else 1
     made: dict[str, float] = {
         "mmu_add": work.logits,
-        "mmu_compare": entries,
-        "mmu_visit": entries,
+        "mmu_compare": entries * searches,
+        "mmu_visit": entries * searches,
         "mmu_address": slots,
         "score_read_bytes": score_bytes + position_bytes,
         "score_write_bytes": score_bytes,
@@ -55,6 +56,8 @@ def score_work(machine: Machine, work: AttentionWork, heads: int) -> ScoreWork:
     if work.form == "online":
         source, array_cycles, softmax_cycles = _collect(machine, work, heads, made)
     mmu_cycles = ceil(work.logits / mmu.ways) + machine.chip.mmu_latency_cycles(mmu.ways)
+    if q > 1:
+        mmu_cycles += searches * ceil(entries / mmu.ways)
     again = source == "second product"
     return ScoreWork(made, fetch, store, array_cycles, softmax_cycles, mmu_cycles, source, again)
 
@@ -67,7 +70,7 @@ def _collect(
     made["collect_mul"] = work.logits
     softmax_cycles = ceil(work.logits / machine.chip.spec.softmax.ways)
     held = heads * machine.group * (work.live + 1) * LOGIT_BYTES
-    if work.q == 1 and held <= machine.chip.memories["logits"].capacity_bytes:
+    if work.q == 1 and held <= logits_room(machine):
         made["logits_write_bytes"] = made["logits_read_bytes"] = LOGIT_BYTES * work.logits
         return "logits buffer", 0, softmax_cycles
     made["collect_macs"] = work.macs / 2

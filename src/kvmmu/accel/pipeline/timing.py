@@ -116,7 +116,8 @@ class StepTimer:
             return self.step(first).times(segment.count)
         if self.exact or not self._is_smooth(first, last):
             return self._one_by_one(at, segment.count)
-        return _integrate(lambda t: self.step(at(t)), segment.count - 1)
+        steps, weights = _distinct(at, segment.count)
+        return _integrate(lambda i: self.step(steps[i]), weights)
 
     def _one_by_one(self, at: Callable[[int], Step], count: int) -> Cost:
         """Time every step of `count` anew, each layer of it too if `exact`, and add them up."""
@@ -215,10 +216,24 @@ class StepTimer:
         return len(first.runs) == len(last.runs)
 
 
-def _integrate(at: Callable[[int], Cost], last: int) -> Cost:
-    """Sum at(0) ... at(last), straight between knots that are halved where the line is off."""
-    total = at(0)
-    stack = [(0, last)]
+def _distinct(at: Callable[[int], Step], count: int) -> tuple[list[Step], list[int]]:
+    """Return the steps at(0) ... at(count - 1), equal ones in a row once, and their counts."""
+    steps: list[Step] = []
+    weights: list[int] = []
+    for t in range(count):
+        step = at(t)
+        if steps and steps[-1] == step:
+            weights[-1] += 1
+        else:
+            steps.append(step)
+            weights.append(1)
+    return steps, weights
+
+
+def _integrate(at: Callable[[int], Cost], weights: list[int]) -> Cost:
+    """Sum weights[i] * at(i), straight between knots that are halved where the line is off."""
+    total = at(0).times(weights[0])
+    stack = [(0, len(weights) - 1)]
     while stack:
         low, high = stack.pop()
         a, b = at(low), at(high)
@@ -230,7 +245,8 @@ def _integrate(at: Callable[[int], Cost], last: int) -> Cost:
             if abs(got - line) > TOLERANCE * got:
                 stack += [(low, middle), (middle, high)]
                 continue
-        # Steps (low, high] on the line from a to b: n terms of mean (a (n - 1) + b (n + 1)) / 2n
-        n = high - low
-        total = total + a.times((n - 1) / 2) + b.times((n + 1) / 2)
+        # Steps (low, high] lie on the line from a to b.
+        inside = weights[low + 1 : high + 1]
+        to_b = sum(w * i for i, w in enumerate(inside, start=1)) / (high - low)
+        total = total + a.times(sum(inside) - to_b) + b.times(to_b)
     return total

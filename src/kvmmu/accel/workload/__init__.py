@@ -6,7 +6,12 @@ only where the run itself differs: ragged lengths, joins and leaves, the fill ph
 
 from __future__ import annotations
 
-from kvmmu.accel.workload.regular import RegularRun, regular_events, regular_header
+from kvmmu.accel.workload.regular import (
+    RegularRun,
+    regular_events,
+    regular_header,
+    regular_workload,
+)
 from kvmmu.accel.workload.steps import LaneCopy, LayerRun, Segment, Step, Workload, read_workload
 
 __all__ = [
@@ -19,4 +24,5 @@ __all__ = [
     "read_workload",
     "regular_events",
     "regular_header",
+    "regular_workload",
 ]

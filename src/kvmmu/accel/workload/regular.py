@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmmu import __version__
+from kvmmu.accel.workload.steps import Workload, read_workload
 from kvmmu.geometry import CacheGeometry
 from kvmmu.trace.schema import ChunkEvent, DecodeBlock, Event, LaneEvent, TraceHeader
 
-__all__ = ["RegularRun", "regular_events", "regular_header"]
+__all__ = ["RegularRun", "regular_events", "regular_header", "regular_workload"]
 
 _BLOCK = 256  # decode steps an event
 
@@ -70,6 +71,12 @@ def regular_header(
         created_by="kvmmu simulate (regular shape)",
         model=model,
     )
+
+
+def regular_workload(header: TraceHeader, run: RegularRun) -> Workload:
+    """Return a regular run's steps; unlike a trace it knows which of them are of the prompt."""
+    prompt_steps = 0 if run.is_staggered else -(-run.prompt // run.chunk)
+    return read_workload(header, regular_events(header, run), num_prompt_steps=prompt_steps)
 
 
 def regular_events(header: TraceHeader, run: RegularRun) -> Iterator[Event]:

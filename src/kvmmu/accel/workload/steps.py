@@ -38,15 +38,22 @@ class LayerRun:
 
 @dataclass(frozen=True)
 class Step:
-    """One forward of the batch. queries [B]: new tokens; logits [B]: 1 where one is sampled."""
+    """One forward of the batch. queries [B]: new tokens; logits [B]: 1 where one is sampled.
+
+    is_prompt marks a step of a prompt that is fed token by token: a trace cannot tell it from
+    generation, a regular run can.
+    """
 
     queries: tuple[int, ...]
     logits: tuple[int, ...]
     runs: tuple[LayerRun, ...]
+    is_prompt: bool = False
 
     @property
     def phase(self) -> str:
         """Name the phase: decode (one token a lane), prefill (chunks), or mixed."""
+        if self.is_prompt:
+            return "prefill"
         asked = [q for q in self.queries if q]
         if all(q == 1 for q in asked):
             return "decode"
@@ -105,21 +112,31 @@ class Workload:
         """New tokens of all lanes over the run."""
         return sum(s.count * s.step.num_queries for s in self.segments)
 
-    def num_tokens_in(self, phase: str) -> int:
-        """New tokens of a phase; a mixed step's chunk tokens are prefill, the others decode."""
-        total = 0
+    def held(self) -> Iterator[tuple[int, ...]]:
+        """Yield the tokens of every lane at the end of each segment, the fullest moments."""
         for part in self.segments:
-            for q in part.step.queries:
-                is_decode = q == 1
-                total += part.count * q * (is_decode == (phase == "decode"))
-        return total
+            asked = part.step.queries
+            yield tuple(n + part.count * q for n, q in zip(part.seen, asked))
+
+    def lane_tokens(self, phase: str) -> int:
+        """New tokens of the lane with most of them, "prefill" or "decode".
+
+        Of a mixed step, a chunk's tokens are prefill and single ones decode.
+        """
+        lanes = np.zeros(self.header.geometry.batch, dtype=np.int64)
+        for part in self.segments:
+            asked = np.asarray(part.step.queries)
+            is_decode = (asked == 1) & (not part.step.is_prompt)
+            lanes += part.count * np.where(is_decode == (phase == "decode"), asked, 0)
+        return int(lanes.max(initial=0))
 
 
 class _Reader:
     """Build segments from events; live and seen follow lanes as they come and go."""
 
-    def __init__(self, header: TraceHeader) -> None:
+    def __init__(self, header: TraceHeader, num_prompt_steps: int) -> None:
         self.header = header
+        self.prompt_steps_left = num_prompt_steps
         self.num_layers, self.batch, _, _ = header.table_shape
         self.seen = np.zeros(self.batch, dtype=np.int64)
         self.live = np.zeros((self.num_layers, self.batch), dtype=np.int64)
@@ -203,9 +220,12 @@ class _Reader:
         if not queries.any():
             return
         asks = tuple(int(q) for q in queries)
-        step = Step(asks, tuple(int(q == 1) for q in asks), tuple(_runs(live, written)))
+        is_prompt = self.prompt_steps_left > 0
+        self.prompt_steps_left -= count if is_prompt else 0
+        runs = tuple(_runs(live, written))
+        step = Step(asks, tuple(int(q == 1) for q in asks), runs, is_prompt)
         last = self.segments[-1] if self.segments else None
-        if last is not None and last.step == step and step.phase == "decode":
+        if last is not None and last.step == step and all(q <= 1 for q in asks):
             grown = tuple(s + last.count * q for s, q in zip(last.seen, last.step.queries))
             if grown == seen:
                 self.segments[-1] = replace(last, count=last.count + count)
@@ -244,23 +264,39 @@ def _runs(live: Array, written: Array) -> Iterator[LayerRun]:
 
 
 def _sampled(segments: list[Segment]) -> tuple[Segment, ...]:
-    """Let a chunk's lane be sampled where the lane's next step is no further chunk."""
-    later: dict[int, int] = {}  # lane -> queries of its next step
+    """Let a lane be sampled by its prompt's last step, and by each step of its own tokens."""
+    in_prompt: dict[int, bool] = {}  # lane -> whether its next step is of its prompt
     out: list[Segment] = []
     for part in reversed(segments):
-        step = part.step
-        logits = tuple(
-            int(q == 1 or (q > 1 and later.get(lane, 1) == 1))
-            for lane, q in enumerate(step.queries)
-        )
-        later.update({lane: q for lane, q in enumerate(step.queries) if q})
-        out.append(replace(part, step=replace(step, logits=logits)))
+        for piece in reversed(_last_apart(part)):
+            step = piece.step
+            own = {lane: step.is_prompt or q > 1 for lane, q in enumerate(step.queries) if q}
+            logits = tuple(
+                int(lane in own and not (own[lane] and in_prompt.get(lane, False)))
+                for lane in range(len(step.queries))
+            )
+            in_prompt.update(own)
+            out.append(replace(piece, step=replace(step, logits=logits)))
     return tuple(reversed(out))
 
 
-def read_workload(header: TraceHeader, events: Iterable[Event]) -> Workload:
-    """Reduce events to a Workload. Raises TraceError where a step lacks a layer."""
-    reader = _Reader(header)
+def _last_apart(part: Segment) -> list[Segment]:
+    """Split the last of a prompt's equal steps from those before it: it alone is sampled."""
+    if not part.step.is_prompt or part.count == 1:
+        return [part]
+    before = part.count - 1
+    seen = tuple(n + before * q for n, q in zip(part.seen, part.step.queries))
+    return [replace(part, count=before), replace(part, count=1, seen=seen)]
+
+
+def read_workload(
+    header: TraceHeader, events: Iterable[Event], *, num_prompt_steps: int = 0
+) -> Workload:
+    """Reduce events to a Workload; the first `num_prompt_steps` steps are of prompts alone.
+
+    Raises TraceError where a step lacks a layer.
+    """
+    reader = _Reader(header, num_prompt_steps)
     for event in events:
         reader.feed(event)
     reader.flush()

@@ -134,7 +134,7 @@ def bound_grid(study: Study) -> Grid:
         [
             (titles[name], None),
             *(number(value, bytes_text) for p in phases for value in row.get(p, (None, None))),
-            number(study["bounds"][name]["prefill_order_bytes"], bytes_text),
+            number(sum(study["bounds"][name]["order_bytes"].values()), bytes_text),
         ]
         for name, row in traffic.items()
     ]

@@ -115,6 +115,6 @@ def iso_grid(study: Study) -> Grid:
                 (row["bound"], None),
             ]
         )
-    title = f"Each at its own largest batch, decode at {context:,} tokens of context (simulated; "
+    title = f"Each at its own largest batch, generation up to {context:,} tokens (simulated; "
     head = ["design", "lanes", "tokens/s", "energy a token", "bound by"]
     return make_grid(f"{title}+: no more were tried; {accuracy_words(study)})", head, rows)

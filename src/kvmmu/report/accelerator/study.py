@@ -93,12 +93,13 @@ def mmu_corners(study: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def kv_traffic(bound: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Return (moved, least) bytes of K and V by phase; as one where steps mix both phases."""
-    moved = bound["moved_bytes"]
-    least = {phase: bound[f"{phase}_compulsory_bytes"] for phase in ("decode", "prefill")}
-    if "mixed" in moved:
-        return {"whole run": (sum(moved.values()), sum(least.values()))}
-    return {phase: (moved[phase], value) for phase, value in least.items() if phase in moved}
+    """Return (moved, least) bytes of K and V by phase."""
+    moved, least = bound["moved_bytes"], bound["compulsory_bytes"]
+    return {
+        phase: (moved[phase], least[phase])
+        for phase in ("decode", "mixed", "prefill")
+        if phase in least
+    }
 
 
 def accuracy_words(study: Mapping[str, Any]) -> str:
