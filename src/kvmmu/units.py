@@ -1,4 +1,4 @@
-"""The one place where units are converted. Names say the unit; sizes are bytes unless they say bits.
+"""The one place where units are converted. Sizes are bytes unless their name says bits.
 
 1 GB = 1e9 bytes, 1 GiB = 2**30 bytes; GB/s (`_gbps`) is 1e9 bytes a second.
 """

@@ -236,12 +236,12 @@ def test_final_pass_gives_scores_and_an_online_softmax_needs_a_second_look():
 
 
 def test_logits_that_do_not_fit_are_taken_by_groups_of_heads():
-    """Half of 64 KiB holds 32 heads' logits of 512 slots; of 1,024, 16 heads' at a time."""
-    whole = plan_attention(make_machine(form="online", num_slots=512), 1, 511, 1)
-    parts = plan_attention(make_machine(form="online", num_slots=1024), 1, 1023, 1)
+    """64 KiB hold 32 heads' logits of 1,024 slots; of 2,048, 16 heads' at a time."""
+    whole = plan_attention(make_machine(form="online", num_slots=1024), 1, 1023, 1)
+    parts = plan_attention(make_machine(form="online", num_slots=2048), 1, 2047, 1)
     assert (whole.head_group, parts.head_group) == (32, 16)
     assert parts.collects_from == "logits buffer"
-    assert parts.counts[INDEX["kv_read_chunk_dram_bytes"]] == 1023 * 8192  # nothing twice
+    assert parts.counts[INDEX["kv_read_chunk_dram_bytes"]] == 2047 * 8192  # nothing twice
     assert parts.counts[INDEX["collect_macs"]] == 0
 
 

@@ -18,8 +18,12 @@ def kv_tile_bytes(machine: Machine) -> int:
 
 
 def logits_room(machine: Machine) -> int:
-    """Bytes of logits that can wait: half of the buffer, while the other half is looked at."""
-    return machine.chip.memories["logits"].capacity_bytes // 2
+    """Bytes of logits that can wait: all of the buffer.
+
+    The softmax unit works in order, so that it has looked at a group's logits a second time before
+    it takes the next group's first tile, and that one waits in the PEs.
+    """
+    return machine.chip.memories["logits"].capacity_bytes
 
 
 class AttentionWork:
