@@ -197,9 +197,25 @@ GRID: dict[str, tuple[Any, ...]] = {
 def price_decode(
     model: str, batch: int, context: int, *, compression: float = 8.0
 ) -> dict[str, Any]:
-    """Return full over RCE of one decode step at a context, and whether each fits the DRAM."""
+    """Return full over RCE of one decode step at a context, and whether each fits the DRAM.
+
+    RCE has the layout that is faster at this size: rows of whole slots, or a region for each head
+    where the logits of all heads are too many to wait at once.
+    """
+    made = [_price_layout(model, batch, context, compression, lay) for lay in ("slot", "head")]
+    return max(made, key=lambda row: float(row["delay"]))
+
+
+def _price_layout(
+    model: str, batch: int, context: int, compression: float, layout: str
+) -> dict[str, Any]:
     request = Request(
-        model=model, batch=batch, prompt=context - 1, generate=1, compression=compression
+        model=model,
+        batch=batch,
+        prompt=context - 1,
+        generate=1,
+        compression=compression,
+        layout=layout,
     )
     spec = load_accelerator(request.accelerator)
     dram, shape = load_dram(spec.dram), load_model(model)
@@ -215,6 +231,7 @@ def price_decode(
         "model": model,
         "batch": batch,
         "context": context,
+        "layout": layout,
         "energy": theirs.energy_j() / mine.energy_j(),
         "delay": theirs.delay_s() / mine.delay_s(),
         "delay_serial": theirs.delay_s("serial") / mine.delay_s(),

@@ -116,6 +116,8 @@ class StepTimer:
             return self.step(first).times(segment.count)
         if self.exact or not self._is_smooth(first, last):
             return self._one_by_one(at, segment.count)
+        if design.keeps != "share":  # every step is longer than the one before it
+            return _integrate(lambda t: self.step(at(t)), [1] * segment.count)
         steps, weights = _distinct(at, segment.count)
         return _integrate(lambda i: self.step(steps[i]), weights)
 
