@@ -255,14 +255,56 @@ _REPEATED = ("same as an earlier trial",)
 
 
 def test_a_cut_search_goes_on_to_the_same_results(tmp_path):
-    whole = explore(SMALL, folder=tmp_path)
+    asked = replace(SMALL, trials=4, seed=5)  # both caches are given the other's hardware
+    whole = explore(asked, folder=tmp_path)
+    assert [line["cache"] for line in tried(tmp_path)[-3:]] == ["full", "rce", "full"]
     path = tmp_path / "trials.jsonl"
     data = path.read_bytes()
     ends = [n for n, byte in enumerate(data) if byte == 10]
-    for cut in (0, 5, ends[0] + 1, ends[5] + 1, ends[9] + 40, ends[-3] + 7, len(data) - 1):
+    whole_lines = [end + 1 for end in (*ends[::8], *ends[-4:])]
+    for cut in (0, 5, *whole_lines, ends[9] + 40, ends[-3] + 7, len(data) - 1):
         path.write_bytes(data[:cut])
-        assert explore(SMALL, folder=tmp_path) == whole
+        assert explore(asked, folder=tmp_path) == whole
         assert path.read_bytes() == data
+
+
+def test_each_cache_is_priced_on_the_others_best_hardware(tmp_path):
+    explore(replace(SMALL, trials=4), folder=tmp_path)
+    lines = {kind: [x for x in tried(tmp_path) if x["cache"] == kind] for kind in ("rce", "full")}
+    for kind, other in (("rce", "full"), ("full", "rce")):
+        priced = [line for line in lines[kind] if "outcome" in line][:4]
+        best = min(priced, key=lambda line: line["outcome"]["edp_js"])["point"]
+        shared = [name for name in best if name in lines[other][0]["point"]]
+        points = [tuple(line["point"][name] for name in shared) for line in lines[other]]
+        assert tuple(best[name] for name in shared) in points
+
+
+def test_score_tables_count_within_the_budget():
+    spec = load_accelerator("jetcas65")
+    space = make_space(spec, slots=(32,), drams=SMALL.drams)
+    own = space.own_point("rce")
+    whole = Evaluator(RUN, space, 99.0).evaluate(own, "rce")
+    tables = whole.area_by_unit_mm2["mmu_score"]
+    assert tables > 0
+    for budget, fits in ((whole.area_mm2, True), (whole.area_mm2 - tables / 2, False)):
+        evaluator = Evaluator(RUN, space, budget)
+        if fits:
+            assert evaluator.evaluate(own, "rce") == whole
+            continue
+        with pytest.raises(Refusal, match="area over the budget"):
+            evaluator.evaluate(own, "rce")
+
+
+def test_a_filled_array_is_the_largest_within_the_budget():
+    evaluator = _evaluator()
+    point = evaluator.space.own_point("rce") | {"rows": 8}
+    for kind in ("rce", "full"):
+        filled = evaluator.filled(point, kind, "cols")
+        values = next(a.values for a in evaluator.space.axes if a.name == "cols")
+        assert evaluator.evaluate(filled, kind).area_mm2 <= 7.35
+        larger = values[values.index(filled["cols"]) + 1]
+        with pytest.raises(Refusal, match="area over the budget"):
+            evaluator.evaluate(filled | {"cols": larger}, kind)
 
 
 def test_a_finished_search_prices_nothing_again(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from kvmmu import __version__
 from kvmmu.accel.chip.chip import build_chip
 from kvmmu.accel.explore.journal import Journal
 from kvmmu.accel.explore.objective import OBJECTIVES, Evaluator
-from kvmmu.accel.explore.search import Found, search
+from kvmmu.accel.explore.search import MAX_TRIES, Found, search
 from kvmmu.accel.explore.space import CACHES, Space, make_space
 from kvmmu.accel.explore.summary import summary
 from kvmmu.accel.request import Request
@@ -64,7 +64,7 @@ def explore(
             say("RCE" if kind == "rce" else "full cache")
             found[kind] = search(evaluator, kind, advance=advance, **options)
         if all(found.values()):
-            best = [_best(found[kind], asked.objective) for kind in CACHES]
+            best = [_best(found[kind], asked) for kind in CACHES]
             for kind, extra in zip(CACHES, (best[0] | best[1], best[0]), strict=True):
                 found[kind] = search(evaluator, kind, extra=extra, **options)
         refused = {
@@ -75,10 +75,11 @@ def explore(
     return {"label": "simulated", "accuracy": None, "about": about, "trials": asked.trials} | made
 
 
-def _best(found: list[Found], objective: str) -> dict[str, Any]:
-    """Return the best point."""
-    field = OBJECTIVES[objective]
-    return min(found, key=lambda f: (getattr(f.outcome, field), f.number)).point
+def _best(found: list[Found], asked: Exploration) -> dict[str, Any]:
+    """Return the best point of the search itself, what came after it in the journal left out."""
+    field = OBJECTIVES[asked.objective]
+    own = [f for f in found if f.number < MAX_TRIES * asked.trials][: asked.trials]
+    return min(own, key=lambda f: (getattr(f.outcome, field), f.number)).point
 
 
 def _evaluator(asked: Exploration) -> Evaluator:
