@@ -429,15 +429,17 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
 # The command --------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_the_answer_first_and_writes_its_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_the_command_prints_the_answer_first_and_writes_its_files(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
     result = run("explore", *ARGS, "--trials", 3, "--output", tmp_path)
     assert result.exit_code == 0, result.stderr
     text = " ".join(result.stdout.split())
     assert text.startswith("At 7.")
     for told in ("simulated", "accuracy not measured", "each on its best design", "of the area"):
         assert told in text
-    assert "…" not in result.stdout
+    assert "…" not in result.stdout  # no cell is cut
+    assert max(map(len, result.stdout.splitlines())) <= int(columns)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["trials"] == 3
     assert (tmp_path / "designs.png").read_bytes()[:4] == b"\x89PNG"

@@ -139,7 +139,8 @@ def _print(results: dict[str, Any]) -> None:
     from kvmmu.report.tables import bullets
 
     console = Console(highlight=False, markup=False)
-    for part in (explore_answer(results), explore_table(results), ratio_table(results)):
+    designs = explore_table(results, width=console.width)
+    for part in (explore_answer(results), designs, ratio_table(results)):
         console.print(part)
         console.print()
     console.print(bullets(explore_notes(results), style="dim"))

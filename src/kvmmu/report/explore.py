@@ -18,6 +18,9 @@ __all__ = ["explore_answer", "explore_notes", "explore_table", "plot_designs", "
 
 Results = Mapping[str, Any]
 CACHES = {"rce": "RCE", "full": "full cache"}
+WIDE = 97
+"""Columns that the whole table takes."""
+
 COLOURS = {"rce": "#0072b2", "full": "#d55e00"}
 MARKERS = {"rce": "o", "full": "s"}
 _FIELDS = {"edp": "edp_js", "delay": "delay_s", "energy": "energy_j"}
@@ -53,12 +56,16 @@ def explore_answer(results: Results) -> str:
     )
 
 
-def explore_table(results: Results) -> Table:
-    """Lay out the accelerator as it is, the best and the runners-up of each cache."""
+def explore_table(results: Results, *, width: int = WIDE) -> Table:
+    """Lay out the accelerator as it is, the best and the runners-up of each cache.
+
+    Narrower than WIDE, the column of DRAM, layout and softmax is left out (the notes have them).
+    """
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("design", no_wrap=True)
-    heads = ("PEs", "buffers, KiB\nW/KV/act/log", "ways\nS/V/M", "DRAM/layout/softmax")
-    for head in heads:
+    heads = ["PEs", "buffers, KiB\nW/KV/act/log", "ways\nS/V/M"]
+    is_wide = width >= WIDE
+    for head in [*heads, "DRAM/layout/softmax"] if is_wide else heads:
         table.add_column(head, no_wrap=True)
     for head in ("mm2", "delay", "energy", "EDP\n(x s)"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -67,7 +74,8 @@ def explore_table(results: Results) -> Table:
             continue
         table.add_row(title, style="bold")
         for name, entry in _designs(results, kind):
-            table.add_row(*_cells(results, name, entry))
+            cells = _cells(results, name, entry)
+            table.add_row(*(cells if is_wide else [*cells[:4], *cells[5:]]))
     return table
 
 
@@ -157,7 +165,8 @@ def explore_notes(results: Results) -> list[str]:
         made.append("designs differ in bits: fewer bits lose accuracy, which is not measured")
     for kind, title in CACHES.items():
         if "best" in results[kind]:
-            made.append(f"{title}, best: {_binding(results[kind]['binding'])}")
+            choice = _cells(results, "", results[kind]["best"])[4]
+            made.append(f"{title}, best: {choice}, {_binding(results[kind]['binding'])}")
         causes = [f"{count} {cause}" for cause, count in results[kind]["refused"].items()]
         made.append(
             f"{title}: {results[kind]['num_priced']} designs priced"
@@ -174,7 +183,7 @@ def _binding(binding: Results) -> str:
     """Word what holds a design back."""
     area = f"{share_text(binding['area_share'])} of the area"
     parts = [f"{area} (binds)" if binding["area_binds"] else area]
-    parts += [f"{phase} is {bound}-bound" for phase, bound in binding["bound"].items()]
+    parts += [f"{phase} bound by {bound}" for phase, bound in binding["bound"].items()]
     busy = binding["utilisation"][binding["busiest"]]
     parts.append(f"busiest: {binding['busiest']}, {share_text(busy)}")
     parts.append(f"DRAM filled to {share_text(binding['dram_share'])}")
