@@ -1,0 +1,112 @@
+"""The runs kept in docs/results/accelerator are what the code makes of them today."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvmmu.accel.claim import (
+    CLAIM,
+    MAC_FACTORS,
+    RANGES,
+    READINGS,
+    Point,
+    price,
+    price_decode,
+    ratios_of,
+)
+from kvmmu.accel.request import Request
+from kvmmu.accel.study import study
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def kept():
+    sys.path.insert(0, str(DOCS))
+    try:
+        yield importlib.import_module("accelerator_results")
+    finally:
+        sys.path.remove(str(DOCS))
+        sys.modules.pop("accelerator_results", None)
+
+
+def assert_same(made, stored, where=""):
+    """Compare JSON values; stored floats have 6 digits."""
+    if isinstance(stored, dict):
+        assert made.keys() == stored.keys(), where
+        for key, value in stored.items():
+            assert_same(made[key], value, f"{where}.{key}")
+    elif isinstance(stored, list):
+        assert len(made) == len(stored), where
+        for i, (a, b) in enumerate(zip(made, stored)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(stored, float):
+        assert made == pytest.approx(stored, rel=2e-6, abs=1e-12), where
+    else:
+        assert made == stored, where
+
+
+def point_of(line):
+    given = dict(line["point"])
+    return Point(**given | {"lengths": tuple(given["lengths"]), "bits": tuple(given["bits"])})
+
+
+def check_lines(kept, count, seed):
+    lines = kept.claim_lines()
+    for i in np.random.default_rng(seed).choice(len(lines), count, replace=False):
+        assert_same(kept._short(price(point_of(lines[i]))), lines[i], lines[i]["key"])
+
+
+def test_points_of_the_claim_are_priced_as_kept(kept):
+    check_lines(kept, 2, seed=0)
+
+
+@pytest.mark.slow
+def test_many_points_of_the_claim_are_priced_as_kept(kept):
+    check_lines(kept, 40, seed=1)
+
+
+@pytest.mark.slow
+def test_studies_are_as_kept(kept):
+    for model, prompt, generate, slots in kept.STUDIED:
+        request = Request(model=model, prompt=prompt, generate=generate, num_slots=slots)
+        assert_same(kept._short(study(request).to_json()), kept.runs_of()[model], model)
+
+
+def test_points_of_the_grid_are_priced_as_kept(kept):
+    for line in kept.grid_of()[::13]:
+        made = price_decode(line["model"], line["batch"], line["context"])
+        assert_same(kept._short(made), line)
+
+
+def test_search_covers_every_combination_of_its_ranges(kept):
+    """A point that cannot be is kept with its reason; none is left out."""
+    import lzma
+
+    count = int(np.prod([len(values) for values in RANGES.values()]))
+    text = lzma.decompress((kept.HOME / "claim.jsonl.xz").read_bytes()).decode()
+    assert len(set(text.splitlines())) == count
+
+
+def test_readings_price_the_scopes_they_name():
+    part = {"array_j": 1.0, "other_j": 1.0, "delay_s": 1.0}
+    scopes = ("decode/overlapped", "decode/serial", "end_to_end/overlapped", "end_to_end/serial")
+    ours = {name: dict(part) for name in scopes}
+    full = {name: dict(part, delay_s=2.0 + i, array_j=3.0 + i) for i, name in enumerate(scopes)}
+    line = {"ours": ours, "full": full}
+    found = {reading: ratios_of(line, reading, 1.0) for reading in READINGS}
+    assert found == {
+        "R1": (3.0, 4.0),
+        "R2": (3.5, 5.0),
+        "R3": (3.0, 2.0),
+        "R4": (2.0, 2.0),
+        "R5": (2.5, 3.0),
+    }
+    assert ratios_of(line, "R1", 0.0) == (1.0, 4.0)  # no array energy: only the rest is left
+    assert set(MAC_FACTORS) == {"low", "nominal", "high", "Eyeriss-like"}
+    assert CLAIM == {"energy": 1.52, "delay": 3.62}
