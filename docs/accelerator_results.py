@@ -4,7 +4,8 @@
     python docs/accelerator_results.py          the other runs and the pictures (about a minute)
 
 docs/results/accelerator holds claim.jsonl.xz (a line a point), runs.json (studies, cut to what the
-page shows), grid.json (batch by context) and the pictures. In a page, accelerator/claim is a table.
+page shows), grid.json (batch by context), explore_llama_7b.json (results.json of `kvmmu explore
+--model llama_7b --trials 100`, 6 digits) and the pictures. In a page, accelerator/claim is a table.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from PIL import Image
+from result_tables import NUM_COLOURS
 
 HOME = Path(__file__).resolve().parent / "results" / "accelerator"
 LINES = HOME / "claim.jsonl"
@@ -63,6 +67,10 @@ def make() -> None:
     for load in (runs_of, grid_of, claim_lines):
         load.cache_clear()
     draw(HOME)
+    for picture in HOME.glob("*.png"):
+        with Image.open(picture) as image:
+            flat = image.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
+        flat.save(picture, optimize=True)
 
 
 def measured_runs() -> dict[str, Any]:
@@ -378,6 +386,31 @@ def _perplexity(kept: dict[str, Any], name: str) -> str:
     return ", ".join(f"{r['ratio']:.2f} {r['text'].replace('_', ' ')}" for r in rows)
 
 
+def explore() -> str:
+    """Write the best designs under jetcas65's own area, with RCE and with the full cache."""
+    kept = json.loads((HOME / "explore_llama_7b.json").read_text("utf-8"))
+    rows = []
+    for name, title in (("rce", "RCE"), ("full", "full cache")):
+        plain, best = kept["original"][name], kept[name]["best"]["outcome"]
+        rows.append((f"{title}, jetcas65", *_designed(plain), "32 x 32, 128 / 128 / 256 / 64"))
+        p = kept[name]["best"]["point"]
+        banks = [32 * p[f"{b}_banks"] for b in ("weight", "kv", "activation", "logits")]
+        shape = f"{p['rows']} x {p['cols']}, {' / '.join(map(str, banks))}"
+        rows.append((f"{title}, best of {kept[name]['num_priced']}", *_designed(best), shape))
+    best, same = kept["ratios"]["best_to_best"], kept["ratios"]["original"]
+    for title, made in (("full / RCE, best each", best), ("full / RCE, jetcas65", same)):
+        rows.append((title, "", f"{made['delay']:.2f}x", f"{made['energy']:.2f}x", ""))
+    return _rows(("design", "mm2", "delay", "energy", "PEs, KiB of W / KV / act. / logits"), rows)
+
+
+def _designed(made: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{made['area_mm2']:.2f}",
+        f"{made['delay_s']:,.0f} s",
+        f"{made['energy_j'] / 1e3:.2f} kJ",
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "baselines": baselines,
@@ -387,6 +420,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "iso_capacity": iso_capacity,
     "grid": grid,
+    "explore": explore,
     "peers": peers,
 }
 

@@ -9,6 +9,7 @@ In any page, README.md included:
     <!-- output: examples/01_constant_cache.py -->    the code block after it is what it prints
     <!-- table: steps -->  ...  <!-- end -->          a table of worked_example.py
     <!-- table: 1m/headline -->  ...  <!-- end -->    a table of an evaluation (result_tables.py)
+    <!-- table: accelerator/claim -->  ...  <!-- end -->    one of accelerator_results.py
 
 tests/unit/test_docs.py and tests/examples fail when a page is stale.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import accelerator_results
 import result_tables
 import typer.main
 import worked_example
@@ -440,8 +442,13 @@ def filled(text: str, *, outputs: Callable[[Path], str] | None = None) -> str:
 
 
 def _table(name: str) -> str:
-    """Write a worked example's table, or one of an evaluation."""
-    return TABLES[name]() if name in TABLES else result_tables.table(name)
+    """Write a worked example's table, one of the accelerator's runs, or one of an evaluation."""
+    if name in TABLES:
+        return TABLES[name]()
+    folder, _, rest = name.partition("/")
+    if folder == "accelerator":
+        return accelerator_results.TABLES[rest]()
+    return result_tables.table(name)
 
 
 def pages_with_blocks() -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def test_studies_are_as_kept(kept):
     for model, prompt, generate, slots in kept.STUDIED:
         request = Request(model=model, prompt=prompt, generate=generate, num_slots=slots)
         assert_same(kept._short(study(request).to_json()), kept.runs_of()[model], model)
+
+
+@pytest.mark.slow
+def test_search_for_a_design_finds_what_is_kept(kept, tmp_path):
+    from kvmmu.accel.explore.explore import Exploration, explore
+
+    stored = json.loads((kept.HOME / "explore_llama_7b.json").read_text("utf-8"))
+    made = explore(Exploration(Request(), trials=100), folder=tmp_path)
+    assert_same(kept._short(made["ratios"]), stored["ratios"])
+    assert made["rce"]["best"]["point"] == stored["rce"]["best"]["point"]
 
 
 def test_points_of_the_grid_are_priced_as_kept(kept):

@@ -82,6 +82,8 @@ _TERMS = {
     "mmu_collect": "second look for scores",
     "leak_mmu_score": "leakage, score SRAM",
     "leak_mmu_logic": "leakage, logic",
+    "logits_buffer": "logits buffer",
+    "leak_logits_buffer": "leakage, logits buffer",
 }
 
 
