@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,9 +30,8 @@ def op(kind, **given):
 
 
 def parts(total, n):
-    """Split a whole number as evenly as whole numbers allow, the fuller parts where they fall."""
-    edges = [i * total // n for i in range(n + 1)]
-    return [b - a for a, b in pairwise(edges)]
+    """Split a whole number as evenly as whole numbers allow, the larger parts first."""
+    return [total // n + (i < total % n) for i in range(n)]
 
 
 class Graph:
@@ -157,6 +154,39 @@ def test_repeated_layers_equal_stepping_through_each(program, count):
     run_layers(long, tasks, count=count, exact=True)
     assert short.end == long.end
     assert (short.base == long.base).all()
+
+
+long_ops = st.one_of(
+    st.builds(
+        lambda n, a, b: op(GEMM, tiles=n, a=a, b=b, wait=0, put=0),
+        st.integers(1, 300),
+        st.integers(0, 3000),
+        st.integers(0, 3000),
+    ),
+    st.builds(
+        lambda n, a, b, c, d: op(ONLINE, tiles=n, a=a, b=b, c=c, d=d, wait=0, put=1),
+        st.integers(1, 300),
+        st.integers(0, 3000),
+        st.integers(0, 3000),
+        st.integers(0, 3000),
+        st.integers(0, 3000),
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(program=st.lists(long_ops, min_size=1, max_size=4), depth=st.integers(1, 3))
+def test_tiles_added_at_once_equal_the_longest_path(program, depth):
+    """Hundreds of like tiles, remainders and all: skipping must land on the same cycle."""
+    state, graph, stepped = State(depth), Graph(depth), State(depth)
+    for _ in range(2):
+        run_program(state, np.asarray(program, dtype=np.int64))
+        run_program(stepped, np.asarray(program, dtype=np.int64), exact=True)
+        for row in program:
+            graph.run(row)
+    assert state.end == stepped.end == max(graph.ends)
+    for name in ("free", "ready", "used", "registers", "base"):
+        assert (getattr(state, name) == getattr(stepped, name)).all(), name
 
 
 def test_shortcut_is_taken():

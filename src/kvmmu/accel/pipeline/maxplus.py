@@ -8,7 +8,10 @@ Tasks run in program order, each unit one at a time:
 
 A task may set one register to its end. A program is a short list of operations, each of which is
 unrolled into its tiles here; an operation's cycles are spread over its tiles in whole numbers that
-add up exactly. Operations are rows of COLUMNS:
+add up exactly. Once every unit and slot is the same number of cycles later than a tile before, the
+like tiles that follow are added at once: max-plus maps commute with adding a constant, so this is
+exact.
+Operations are rows of COLUMNS:
 
     SINGLE  one task of `unit`: a cycles
     GEMM    tiles times (fetch, product): a fetch, b array cycles in all, through the weight ring
@@ -122,14 +125,36 @@ def _task(  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, inline="always")
 def _share(total, i, n):  # type: ignore[no-untyped-def]
-    """Return part i of n of a whole number; parts differ by 1 at most and add up."""
-    return (i + 1) * total // n - i * total // n
+    """Return part i of n of a whole number: the first parts take one more until none is left."""
+    return total // n + (i < total % n)
+
+
+@numba.njit(cache=True, inline="always")
+def _same_until(total, i, n):  # type: ignore[no-untyped-def]
+    """Return the first part behind i that differs from part i, n if none does."""
+    return total % n if i < total % n else n
 
 
 @numba.njit(cache=True)
-def _gemm(s, n, a, b, wait, put):  # type: ignore[no-untyped-def]
+def _skip(free, ready, used, base, ring, units, i, k, gain):  # type: ignore[no-untyped-def]
+    """Let k more tiles like tile i pass, each `gain` cycles after the one before it."""
+    depth = ready.shape[1]
+    for unit in range(units):
+        free[unit] += k * gain
+    old_ready, old_used = ready[ring].copy(), used[ring].copy()
+    for age in range(depth):
+        here, there = (i - age + base[ring]) % depth, (i + k - age + base[ring]) % depth
+        ready[ring, there] = old_ready[here] + k * gain
+        used[ring, there] = old_used[here] + k * gain
+
+
+@numba.njit(cache=True)
+def _gemm(s, n, a, b, wait, put, exact):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
-    for i in range(n):
+    depth = ready.shape[1]
+    before = np.zeros(4, dtype=np.int64)
+    gain, steady, i = np.int64(-1), 0, 0
+    while i < n:
         _task(
             free, registers, ready, used, base,
             DRAM, _share(a, i, n), FETCH, WEIGHT_RING, i, NOTHING, NOTHING,
@@ -139,13 +164,34 @@ def _gemm(s, n, a, b, wait, put):  # type: ignore[no-untyped-def]
             ARRAY, _share(b, i, n), USE_LAST, WEIGHT_RING, i,
             wait if i == 0 else NOTHING, put if i == n - 1 else NOTHING,
         )  # fmt: skip
-    base[WEIGHT_RING] = (base[WEIGHT_RING] + n) % ready.shape[1]
+        slot = (i + base[WEIGHT_RING]) % depth
+        got = free[DRAM] - before[0]
+        is_steady = (
+            free[ARRAY] - before[1] == got
+            and ready[WEIGHT_RING, slot] - before[2] == got
+            and used[WEIGHT_RING, slot] - before[3] == got
+        )
+        steady = steady + 1 if is_steady and got == gain else (1 if is_steady else 0)
+        gain = got
+        before[0], before[1] = free[DRAM], free[ARRAY]
+        before[2], before[3] = ready[WEIGHT_RING, slot], used[WEIGHT_RING, slot]
+        if steady > depth and not exact:
+            k = min(_same_until(a, i, n), _same_until(b, i, n), n - 1) - (i + 1)
+            if k > 0:
+                _skip(free, ready, used, base, WEIGHT_RING, 2, i, k, gain)
+                before += k * gain
+                i += k
+        i += 1
+    base[WEIGHT_RING] = (base[WEIGHT_RING] + n) % depth
 
 
 @numba.njit(cache=True)
-def _online(s, n, a, b, c, d, wait, put):  # type: ignore[no-untyped-def]
+def _online(s, n, a, b, c, d, wait, put, exact):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
-    for i in range(n):
+    depth = ready.shape[1]
+    before = np.zeros(5, dtype=np.int64)
+    gain, steady, i = np.int64(-1), 0, 0
+    while i < n:
         _task(
             free, registers, ready, used, base,
             DRAM, _share(a, i, n), FETCH, KV_RING, i, NOTHING, NOTHING,
@@ -162,7 +208,27 @@ def _online(s, n, a, b, c, d, wait, put):  # type: ignore[no-untyped-def]
             free, registers, ready, used, base,
             ARRAY, _share(d, i, n), USE_LAST, KV_RING, i, WEIGHTS, put if i == n - 1 else NOTHING,
         )  # fmt: skip
-    base[KV_RING] = (base[KV_RING] + n) % ready.shape[1]
+        slot = (i + base[KV_RING]) % depth
+        got = free[DRAM] - before[0]
+        is_steady = (
+            free[ARRAY] - before[1] == got
+            and free[SOFTMAX] - before[2] == got
+            and ready[KV_RING, slot] - before[3] == got
+            and used[KV_RING, slot] - before[4] == got
+        )
+        steady = steady + 1 if is_steady and got == gain else (1 if is_steady else 0)
+        gain = got
+        before[0], before[1], before[2] = free[DRAM], free[ARRAY], free[SOFTMAX]
+        before[3], before[4] = ready[KV_RING, slot], used[KV_RING, slot]
+        if steady > depth and not exact:
+            k = min(_same_until(a, i, n), _same_until(b, i, n), n - 1)
+            k = min(k, _same_until(c, i, n), _same_until(d, i, n)) - (i + 1)
+            if k > 0:
+                _skip(free, ready, used, base, KV_RING, 3, i, k, gain)
+                before += k * gain
+                i += k
+        i += 1
+    base[KV_RING] = (base[KV_RING] + n) % depth
 
 
 @numba.njit(cache=True)
@@ -199,24 +265,24 @@ def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _run(program, free, registers, ready, used, base):  # type: ignore[no-untyped-def]
+def _run(program, free, registers, ready, used, base, exact):  # type: ignore[no-untyped-def]
     """Run operations [N, 10] in order, updating the state in place."""
     s = (free, registers, ready, used, base)
     for k in range(program.shape[0]):
         kind, unit, n, a, b, c, d, late, wait, put = program[k]
         if kind == GEMM:
-            _gemm(s, n, a, b, wait, put)
+            _gemm(s, n, a, b, wait, put, exact)
         elif kind == ONLINE:
-            _online(s, n, a, b, c, d, wait, put)
+            _online(s, n, a, b, c, d, wait, put, exact)
         elif kind == SWEEPS:
             _sweeps(s, n, a, b, c, d, late, wait, put)
         else:
             _task(free, registers, ready, used, base, unit, a, NO_ROLE, 0, 0, wait, put)
 
 
-def run_program(state: State, program: IntArray) -> None:
-    """Run a program's operations [N, 10]."""
-    _run(program, state.free, state.registers, state.ready, state.used, state.base)
+def run_program(state: State, program: IntArray, *, exact: bool = False) -> None:
+    """Run a program's operations [N, 10]; exact=True runs each of their tiles."""
+    _run(program, state.free, state.registers, state.ready, state.used, state.base, exact)
 
 
 def _units(program: IntArray) -> list[int]:
@@ -233,14 +299,14 @@ def run_layers(state: State, program: IntArray, *, count: int, exact: bool = Fal
 
     Once a layer ends in the state in which the one before it ended, only later, every further
     layer takes the same time (max-plus maps commute with adding a constant): the rest is added.
-    With exact=True every layer is stepped through.
+    With exact=True every tile of every layer is stepped through.
     """
     units = _units(program)
     before: tuple[int, ...] | None = None
     last_end = state.end
     for done in range(1, count + 1):
         turn = state.base.copy()
-        run_program(state, program)
+        run_program(state, program, exact=exact)
         now, shape = state.end, state.shape(state.end, units)
         if not exact and shape == before:
             state.advance((now - last_end) * (count - done))

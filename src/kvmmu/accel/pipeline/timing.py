@@ -184,7 +184,7 @@ class StepTimer:
         serial = begin
         total = counts({"embedding_dram_bytes": read, "dram_cycles": begin})
         for plan in self._ends(step.num_queries, into=True):
-            run_program(state, single_gemm(plan))
+            run_program(state, single_gemm(plan), exact=self.exact)
             serial += plan.fetch_cycles + plan.array_cycles
             total = total + plan.counts
         for run in step.runs:
@@ -193,7 +193,7 @@ class StepTimer:
             serial += run.count * serial_cycles(program)
             total = total + run.count * made
         for plan in self._ends(sum(step.logits), into=False):
-            run_program(state, single_gemm(plan))
+            run_program(state, single_gemm(plan), exact=self.exact)
             serial += plan.fetch_cycles + plan.array_cycles
             total = total + plan.counts
         return Cost(state.end, serial, total)
