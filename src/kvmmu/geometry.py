@@ -1,6 +1,6 @@
 """CacheGeometry: the shape of a KV cache, its bytes and its addresses. Floor 0: no torch.
 
-Two layouts are named (HARDWARE.md, section 1):
+Two layouts are named:
     tensor  [B, Hkv, C, D] for K and again for V, one pair per layer        software
     dram    [lane, layer, slot, {K, V}, Hkv, D]: one slot is one row        hardware
 With a constant number of slots an address is arithmetic: no page table is needed.

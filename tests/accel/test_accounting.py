@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +14,10 @@ import kvmmu
 from kvmmu.accel.bounds import attention_bound
 from kvmmu.accel.company import context_curve, iso_capacity, sensitivity
 from kvmmu.accel.designs import baselines
+from kvmmu.accel.dram.energy import command_energy
 from kvmmu.accel.pipeline.attention import plan_attention
 from kvmmu.accel.pipeline.counts import INDEX
-from kvmmu.accel.pricing import GROUPS
+from kvmmu.accel.pricing import GROUPS, UNITS, make_prices
 from kvmmu.accel.request import Request
 from kvmmu.accel.simulate import simulate
 from kvmmu.accel.summary import simulation_json
@@ -301,3 +303,197 @@ def test_baselines_have_distinct_names():
     made = simulate(SMALL)
     designs = baselines(made.ours.total.machine.design, num_tokens=255)
     assert len({design.name for design in designs}) == len(designs)
+
+
+# What mutations of the code showed to be untested -------------------------------------------
+
+
+def test_both_serial_compares_serial_with_serial():
+    made = simulate(SMALL)
+    for other in made.others:
+        for scope in ("decode", "end_to_end"):
+            theirs, mine = other.scope(scope), made.ours.scope(scope)
+            got = made.ratios[other.name][scope]
+            assert got["serial"]["delay"] == theirs.delay_s("serial") / mine.delay_s("serial")
+            assert got["serial"]["energy"] == theirs.energy_j("serial") / mine.energy_j("serial")
+            assert got["baseline_serial"]["delay"] == theirs.delay_s("serial") / mine.delay_s()
+            assert got["overlapped"]["delay"] == theirs.delay_s() / mine.delay_s()
+            assert theirs.delay_s("serial") > theirs.delay_s()
+
+
+def test_reads_by_groups_of_heads_cost_activation_columns_and_pins():
+    from small_machines import make_machine
+
+    machine = make_machine(form="online", num_slots=2048)
+    matrix = make_prices(machine).matrix
+    bursts, opened = INDEX["kv_chunk_bursts"], INDEX["kv_chunk_activates"]
+    energy = command_energy(machine.dram)
+    units = {UNITS[i]: v for i, v in enumerate(matrix[:, bursts]) if v}
+    assert units == {"dram_column": energy.read_pj, "dram_io": energy.io_read_pj}
+    assert matrix[UNITS.index("dram_activate"), opened] == energy.activate_pj
+    plan = plan_attention(machine, 1, 2047, 1)
+    assert plan.counts[bursts] == pytest.approx(2047 * 8192 / machine.dram.burst_bytes, rel=0.01)
+
+
+def test_a_chunk_s_losers_are_searched_for_one_by_one():
+    from small_machines import make_machine
+
+    machine = make_machine(num_slots=512)
+    plan = plan_attention(machine, 256, 512, 256)
+    accumulate = -(-plan.counts[INDEX["mmu_add"]] // 16)
+    scans = 256 * (768 // 16)
+    assert plan.mmu_cycles == accumulate + scans + machine.chip.mmu_latency_cycles(16)
+    assert plan.counts[INDEX["mmu_compare"]] == 256 * 768
+
+
+@pytest.mark.parametrize(("store", "moves"), [("sram", 0), ("dram", 1)])
+def test_score_tables_are_read_written_filled_and_written_back(store, moves):
+    from small_machines import make_machine
+
+    machine = make_machine(num_slots=512, overrides={"mmu.store": store})
+    plan = plan_attention(machine, 1, 511, 1)
+    scores, table = 512 * 2, 512 * machine.entry_bytes
+    assert plan.counts[INDEX["score_read_bytes"]] == table + moves * table
+    assert plan.counts[INDEX["score_write_bytes"]] == scores + moves * table
+    assert plan.counts[INDEX["score_dram_bytes"]] == moves * 2 * table
+
+
+def test_rows_of_a_chunk_wait_are_read_again_and_moved():
+    from small_machines import make_machine
+
+    machine = make_machine(num_slots=512)
+    plan = plan_attention(machine, 256, 512, 200)
+    row = 8192
+    again = 256 * (plan.region_passes - 1) / 2 * row  # earlier rows of the chunk, by later queries
+    assert plan.region_passes > 1
+    assert plan.counts[INDEX["kv_stage_dram_bytes"]] == 256 * row + again + 200 * row
+    plain = make_machine(num_slots=512, has_scores=False)
+    assert plan_attention(plain, 256, 512, 200).counts[INDEX["kv_stage_dram_bytes"]] == again
+
+
+def test_order_of_any_schedule_is_the_published_one():
+    """q n d^2 / S elements for each head: n of 64 slots and the chunk's own causal part."""
+    made = simulate(SMALL, names=())
+    bound = attention_bound(made.ours)
+    chip = made.ours.total.machine.chip
+    elements = chip.memories["kv"].capacity_bytes + chip.memories["activation"].capacity_bytes
+    pairs = sum(
+        part.count * run.count * (q * live + q * (q + 1) / 2)
+        for part in made.workload.segments
+        if part.step.phase == "prefill"
+        for run in part.step.runs
+        for q, live in zip(part.step.queries, run.live)
+    )
+    assert bound.order_bytes["prefill"] == pytest.approx(12 * pairs * 64**2 / elements)
+
+
+@pytest.mark.parametrize(
+    ("policy", "scores"),
+    [("rce", True), ("h2o", True), ("tova", True), ("streaming_llm", False), ("random", False)],
+)
+def test_policies_that_rank_by_attention_have_score_hardware(tmp_path, policy, scores):
+    geometry = CacheGeometry(12, 1, 12, 64, (64,) * 12, "int8", 1)
+    header = replace(
+        regular_header(
+            geometry, granularity="layer", chunk=32, num_sinks=4, window=8, model="gpt2"
+        ),
+        policy=policy,
+    )
+    with TraceWriter(tmp_path / "t.trace", header) as writer:
+        for event in regular_events(header, RegularRun(40, 10, 32)):
+            writer.write(event)
+    made = simulate(Request(model="gpt2", trace=tmp_path / "t.trace"))
+    assert (made.ours.total.cost.counts[INDEX["mmu_add"]] > 0) == scores
+    for name in ("irregular", "irregular_head", "varying"):  # they choose by attention regardless
+        other = next(o for o in made.others if o.name == name)
+        assert other.total.cost.counts[INDEX["mmu_add"]] > 0
+    window = next(o for o in made.others if o.name == "window")
+    assert window.total.cost.counts[INDEX["mmu_add"]] == 0
+
+
+@pytest.mark.parametrize("corner", ["low", "nominal", "high"])
+def test_sensitivity_is_about_nominal_whatever_the_run_s_corner(corner):
+    rows = sensitivity(simulate(replace(SMALL, corner=corner), names=("full_8bit",)))
+    nominal = simulate(SMALL, names=("full_8bit",))
+    for row in rows:
+        assert row["nominal"]["energy_j"] == pytest.approx(nominal.ours.total.energy_j())
+        assert row["low"]["energy_j"] <= row["nominal"]["energy_j"] <= row["high"]["energy_j"]
+    moved = {row["group"]: row["high"]["energy_j"] > row["nominal"]["energy_j"] for row in rows}
+    assert all(moved.values()), moved
+
+
+def test_iso_capacity_leaves_room_for_the_weights():
+    made = simulate(Request(model="llama_7b", batch=4, prompt=1024, generate=64, num_slots=512))
+    row = next(r for r in iso_capacity(made) if r["design"] == "full_8bit")
+    lane = 1087 * 32 * 8192  # the last token generated is never fed back
+    room = made.dram.capacity_bytes - made.model.num_parameters
+    assert row["batch"] == room // lane
+
+
+def test_slots_that_no_lane_fills_are_not_there():
+    made = simulate(replace(SMALL, num_slots=100_000))
+    assert made.request.num_slots == 256
+    assert (
+        made.ours.capacity_bytes
+        < 1.1 * next(o for o in made.others if o.name == "full_8bit").capacity_bytes
+    )
+    assert "256 slots are simulated of 100000" in made.notes[0]
+
+
+def test_best_layout_is_no_slower_than_any_other():
+    request = Request(model="llama_3_8b", prompt=512, generate=64, num_slots=128, batch=2)
+    request = replace(request, dram="ddr4_3200_x64")
+    best = simulate(replace(request, layout="best"), names=()).ours.phases["decode"].delay_s()
+    for layout in ("slot", "split", "head"):
+        other = simulate(replace(request, layout=layout), names=())
+        assert best <= other.ours.phases["decode"].delay_s() * 1.002
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dataflow": "zzz"}, "dataflow must be 'kvmmu' to be simulated, got 'zzz'"),
+        ({"array.cols": 0}, "array.cols"),
+    ],
+)
+def test_accelerators_that_cannot_be_simulated_are_refused(overrides, message):
+    with pytest.raises(SpecError, match=message):
+        simulate(replace(SMALL, overrides=overrides))
+
+
+def test_all_in_energy_is_refused_by_name(tmp_path):
+    from kvmmu.accel.spec.load import load_accelerator
+
+    raw = load_accelerator("jetcas65").model_dump(mode="json", exclude_none=True)
+    raw.pop("overheads")
+    raw["all_in"] = {
+        "pj_per_mac": {"low": 1.0, "nominal": 1.5, "high": 2.0},
+        "source": "assumed: for this test",
+    }
+    path = tmp_path / "all_in.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(SpecError, match="energy must be given by parts"):
+        simulate(replace(SMALL, accelerator=path))
+
+
+def test_width_of_logits_is_the_specification_s():
+    from small_machines import make_machine
+
+    plans = [
+        plan_attention(
+            make_machine(form="online", num_slots=512, overrides={"bits.logits": bits}), 1, 511, 1
+        )
+        for bits in (16, 32)
+    ]
+    held = [plan.counts[INDEX["logits_write_bytes"]] for plan in plans]
+    assert held == [32 * 512 * 2, 32 * 512 * 4]
+
+
+def test_run_too_long_to_time_is_refused():
+    with pytest.raises(ValueError, match="at most 1,048,576 tokens a lane, got 1,000,000,056"):
+        replace(SMALL, prompt=10**9)
+
+
+def test_granularity_of_the_chip_beside_a_trace_is_refused(trace):
+    with pytest.raises(SpecError, match=r"mmu\.granularity must be left to the trace"):
+        simulate(Request(model="gpt2", trace=trace, overrides={"mmu.granularity": "head"}))

@@ -107,7 +107,9 @@ def test_search_covers_every_combination_of_its_ranges(kept):
 def test_readings_price_the_scopes_they_name():
     part = {"array_j": 1.0, "other_j": 1.0, "delay_s": 1.0}
     scopes = ("decode/overlapped", "decode/serial", "end_to_end/overlapped", "end_to_end/serial")
-    ours = {name: dict(part) for name in scopes}
+    ours = {name: dict(part, delay_s=1.0 + 9 * ("serial" in name)) for name in scopes}
+    for name in scopes:
+        ours[name]["other_j"] = 1.0 + 9 * ("serial" in name)
     full = {name: dict(part, delay_s=2.0 + i, array_j=3.0 + i) for i, name in enumerate(scopes)}
     line = {"ours": ours, "full": full}
     found = {reading: ratios_of(line, reading, 1.0) for reading in READINGS}

@@ -12,7 +12,7 @@ from kvmmu.accel.designs import Design, baselines
 from kvmmu.accel.dram.layouts import compare_layouts
 from kvmmu.accel.dram.spec import Corner
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.accel.pricing import GROUPS, energy_j, make_prices
+from kvmmu.accel.pricing import GROUPS, Prices, energy_j, make_prices
 from kvmmu.accel.request import Request, settle
 from kvmmu.accel.results import PhaseResult
 from kvmmu.accel.runner import Runner
@@ -52,17 +52,21 @@ def on_dram(request: Request, name: str) -> dict[str, Any]:
 
 
 def sensitivity(made: Simulation) -> list[dict[str, Any]]:
-    """Move one group of energy constants at a time to its low and high figures."""
+    """Move one group of energy constants at a time to its low and high figures.
+
+    All others are nominal, whatever corner the run itself was priced at.
+    """
     full = next((o for o in made.others if o.name.startswith("full")), None)
-    corners = {c: _corner_prices(made, c) for c in ("low", "high")}
+    corners = {c: _corner_prices(made, c) for c in ("low", "nominal", "high")}
+    base = corners["nominal"]
     rows = []
     for group, units in GROUPS.items():
         row: dict[str, Any] = {"group": group}
         for corner in ("low", "nominal", "high"):
-            mine = _energy_at(made.ours.total, units, corners.get(corner, {}).get("ours"))
+            mine = _energy_at(made.ours.total, units, base["ours"], corners[corner]["ours"])
             row[corner] = {"energy_j": mine}
             if full is not None:
-                theirs = _energy_at(full.total, units, corners.get(corner, {}).get("full"))
+                theirs = _energy_at(full.total, units, base["full"], corners[corner]["full"])
                 row[corner]["energy_ratio"] = theirs / mine
         rows.append(row)
     return rows
@@ -78,16 +82,15 @@ def _corner_prices(made: Simulation, corner: Any) -> dict[str, Any]:
     return {n: make_prices(runner.machine(d, made.workload)) for n, d in designs.items()}
 
 
-def _energy_at(part: PhaseResult, units: tuple[str, ...], prices: Any) -> float:
-    """Return energy with the named units priced anew, the others as they are."""
-    base = part.energy_by_unit_j()
-    if prices is None:
-        return sum(base.values())
-    moved = energy_j(prices, part.cost.counts, cycles=part.cycles("overlapped"))
+def _energy_at(part: PhaseResult, units: tuple[str, ...], base: Prices, moved: Prices) -> float:
+    """Return energy with the named units at the prices `moved`, the others at `base`."""
+    cycles = part.cycles("overlapped")
+    at_base = energy_j(base, part.cost.counts, cycles=cycles)
+    at_moved = energy_j(moved, part.cost.counts, cycles=cycles)
     is_leak = "leakage" in units
     return sum(
-        moved[unit] if unit in units or (is_leak and unit.startswith("leak_")) else value
-        for unit, value in base.items()
+        at_moved[unit] if unit in units or (is_leak and unit.startswith("leak_")) else value
+        for unit, value in at_base.items()
     )
 
 

@@ -1,7 +1,7 @@
 """Designs: how K and V of past tokens are kept and read. RCE, and every baseline on the same chip.
 
 A baseline differs from the design it is compared with in this alone: batch, chunk, overlap and
-hardware are the same (HARDWARE: "Baselines"). What each keeps, of a lane that has seen n tokens:
+hardware are the same. What each keeps, of a lane that has seen n tokens:
 
     rce              C slots, a score for each                     reads C, writes one slot
     full             all n                                         reads n, appends
@@ -105,6 +105,7 @@ def baselines(ours: Design, *, num_tokens: int) -> tuple[Design, ...]:
         replace(plain, name=f"full_{b}bit", title=f"full KV, {b} bit", keeps="all", kv_bits=b)
         for b in widths
     ]
+    scored = replace(ours, has_scores=True)  # these choose by attention, whatever ours does
     C = ours.num_slots
     # A whole number, so that lengths divide exactly: kept = ceil(seen / compression).
     share = 1.0 / max(1, round(num_tokens / C))
@@ -113,15 +114,17 @@ def baselines(ours: Design, *, num_tokens: int) -> tuple[Design, ...]:
         replace(plain, name="paged", title="paged full KV", keeps="all", reads="pages"),
         replace(plain, name="window", title=f"sinks + window, {C} slots"),
         replace(
-            ours, name="irregular", title=f"irregular, {C} of all", keeps="all", reads="gather"
+            scored, name="irregular", title=f"irregular, {C} of all", keeps="all", reads="gather"
         ),
         replace(
-            ours,
+            scored,
             name="irregular_head",
             title=f"irregular by head, {C} of all",
             keeps="all",
             reads="gather",
             granularity="head",
         ),
-        replace(ours, name="varying", title="varying size (VEDA-like)", keeps="share", share=share),
+        replace(
+            scored, name="varying", title="varying size (VEDA-like)", keeps="share", share=share
+        ),
     )

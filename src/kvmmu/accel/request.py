@@ -39,6 +39,8 @@ HARDWARE_POLICIES = {
 """Policies that the KV-MMU of the chip can run -> whether they need its scores (attention mass)."""
 
 KV_BITS = (2, 4, 8, 16)
+MAX_TOKENS = 1 << 20
+"""Most tokens of a lane: each chunk of a growing cache is a step that must be timed."""
 _LEAST = {
     "batch": 1,
     "prompt": 1,
@@ -56,6 +58,7 @@ class Request:
     """What to simulate. None means: the accelerator's, or the rule beside it.
 
     num_slots: ceil((prompt + generate) / compression); chunk: min(256, num_slots), as the library.
+    layout: "slot", "split", "head", or "best", the fastest pair of layout and address mapping.
     """
 
     accelerator: str | Path = "jetcas65"
@@ -93,6 +96,11 @@ class Request:
             )
         if not 1 <= self.compression < inf:  # NaN too
             raise ValueError(f"compression must be at least 1, got {self.compression}")
+        if self.prompt + self.generate > MAX_TOKENS:
+            raise ValueError(
+                f"prompt + generate must be at most {MAX_TOKENS:,} tokens a lane, "
+                f"got {self.prompt + self.generate:,}"
+            )
         if self.is_staggered and self.chunk == 1:
             raise ValueError("chunk must be at least 2 where lanes are staggered, got 1")
         if self.trace is not None and not Path(self.trace).is_file():
@@ -100,7 +108,11 @@ class Request:
 
 
 def settle(request: Request, model: ModelSpec, spec: AcceleratorSpec) -> tuple[Workload, Request]:
-    """Return the workload and the request with every None settled."""
+    """Return the workload and the request with every None settled.
+
+    Raises SpecError for an accelerator that cannot be simulated.
+    """
+    _refuse_unpriced(spec)
     if request.trace is not None:
         return _recorded(request, model)
     total = request.prompt + request.generate
@@ -180,6 +192,18 @@ def _recorded(request: Request, model: ModelSpec) -> tuple[Workload, Request]:
     return workload, settled
 
 
+def _refuse_unpriced(spec: AcceleratorSpec) -> None:
+    """Refuse an accelerator whose energy is one figure or whose dataflow is another's."""
+    if spec.all_in is not None:
+        raise SpecError(
+            f"{spec.name}: energy must be given by parts (overheads) to be simulated, got all_in"
+        )
+    if spec.dataflow != "kvmmu":
+        raise SpecError(
+            f"{spec.name}: dataflow must be 'kvmmu' to be simulated, got {spec.dataflow!r}"
+        )
+
+
 def _refuse_other_settings(request: Request, header: TraceHeader) -> None:
     """Refuse what a trace has settled already, unless it is the same or was left alone."""
     default = {f.name: f.default for f in fields(Request)}
@@ -190,6 +214,12 @@ def _refuse_other_settings(request: Request, header: TraceHeader) -> None:
         "num_sinks": header.num_sinks,
         "granularity": header.granularity,
     }
+    given = request.overrides.get("mmu.granularity", header.granularity)
+    if given != header.granularity:
+        raise SpecError(
+            f"mmu.granularity must be left to the trace ({header.granularity!r}), got {given!r}; "
+            "leave it out"
+        )
     for name in (*recorded, "prompt", "generate", "compression", "is_staggered"):
         value = getattr(request, name)
         if value not in (default[name], recorded.get(name, default[name])):

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from kvmmu.accel.designs import baselines
+from kvmmu.accel.dram.layouts import compare_layouts
 from kvmmu.accel.dram.spec import DramSpec, load_dram
 from kvmmu.accel.request import HARDWARE_POLICIES, Request, our_design, settle
 from kvmmu.accel.results import MODES, DesignResult, PhaseResult
@@ -22,7 +23,7 @@ from kvmmu.accel.spec.load import load_accelerator, load_model
 from kvmmu.accel.spec.model import ModelSpec
 from kvmmu.accel.workload import Workload
 from kvmmu.errors import CapacityError
-from kvmmu.units import GB
+from kvmmu.units import GB, bytes_of_bits
 
 __all__ = [
     "HARDWARE_POLICIES",
@@ -53,6 +54,7 @@ class Simulation:
     ours: DesignResult
     unscored: DesignResult
     others: tuple[DesignResult, ...]
+    asked_slots: int | None = None
 
     @cached_property
     def ratios(self) -> dict[str, Any]:
@@ -96,6 +98,9 @@ class Simulation:
             for other in self.others
             if not other.fits
         ]
+        held = max(self.workload.header.geometry.slots)
+        if self.asked_slots is not None and self.asked_slots > held:
+            made.append(f"{held} slots are simulated of {self.asked_slots}: no lane fills more")
         longest, most = self.workload.longest_lane, self.model.max_positions
         if longest > most:
             made.append(
@@ -136,8 +141,12 @@ def simulate(
     spec = load_accelerator(request.accelerator).with_overrides(dict(request.overrides))
     model = load_model(request.model)
     dram = load_dram(request.dram or spec.dram)
+    asked = request.num_slots
     workload, request = settle(request, model, spec)
-    ours = our_design(request, spec, workload)
+    chosen = request
+    if request.layout == "best":
+        dram, chosen = _best_layout(request, spec, dram, model)
+    ours = our_design(chosen, spec, workload)
     run = Runner(request, spec, dram, model, exact=exact)
     mine = run.design(ours, workload)
     if not mine.fits:
@@ -153,5 +162,27 @@ def simulate(
         if names is None or design.name in names
     ]
     return Simulation(
-        request, spec, dram, model, workload, mine, run.design(plain, workload), tuple(others)
+        request,
+        spec,
+        dram,
+        model,
+        workload,
+        mine,
+        run.design(plain, workload),
+        tuple(others),
+        asked_slots=asked,
     )
+
+
+def _best_layout(
+    request: Request, spec: AcceleratorSpec, dram: DramSpec, model: ModelSpec
+) -> tuple[DramSpec, Request]:
+    """Return the DRAM with the mapping, and the request with the layout, of the fastest pair."""
+    bits = spec.bits.kv if request.kv_bits is None else request.kv_bits
+    first, *_ = compare_layouts(
+        dram,
+        row_bytes=bytes_of_bits(model.num_kv_per_token // model.num_layers, bits),
+        num_kv_heads=model.num_kv_heads,
+        num_slots=request.num_slots or 1,
+    )
+    return dram.with_address(first.fields_lsb_to_msb), replace(request, layout=first.layout)

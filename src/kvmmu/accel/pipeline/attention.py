@@ -24,7 +24,7 @@ from kvmmu.accel.dram.energy import command_energy
 from kvmmu.accel.pipeline.counts import Counts, counts
 from kvmmu.accel.pipeline.machine import Machine
 from kvmmu.accel.pipeline.scores import score_work
-from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, kv_tile_bytes, logits_room
+from kvmmu.accel.pipeline.work import AttentionWork, kv_tile_bytes, logits_room
 from kvmmu.units import KIB
 
 __all__ = ["AttentionPlan", "plan_attention"]
@@ -133,14 +133,14 @@ def _heads_together(machine: Machine, live: int) -> int:
     if machine.design.softmax_form == "online" and not machine.design.has_scores:
         return every
     room = logits_room(machine)
-    one = machine.group * (live + 1) * LOGIT_BYTES
+    one = machine.group * (live + 1) * machine.logit_bytes
     fitting = [h for h in _divisors(every) if h * one <= room]
     return max(fitting, default=every)
 
 
 def _waits(machine: Machine, form: str, heads: int, live: int) -> bool:
     """Say whether the logits of `heads` KV heads fit the buffer in which they wait."""
-    held = heads * machine.group * (live + 1) * LOGIT_BYTES
+    held = heads * machine.group * (live + 1) * machine.logit_bytes
     return form == "online" or held <= logits_room(machine)
 
 

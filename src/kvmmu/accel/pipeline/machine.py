@@ -64,6 +64,11 @@ class Machine:
         return bytes_of_bits(1, self.chip.spec.bits.activations)
 
     @property
+    def logit_bytes(self) -> float:
+        """Bytes of a logit that waits."""
+        return self.chip.spec.bits.logits / BITS_PER_BYTE
+
+    @property
     def kv_value_bytes(self) -> float:
         return self.design.kv_bits / BITS_PER_BYTE
 

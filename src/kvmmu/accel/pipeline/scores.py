@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from kvmmu.accel.pipeline.machine import Machine
-from kvmmu.accel.pipeline.work import LOGIT_BYTES, AttentionWork, logits_room
+from kvmmu.accel.pipeline.work import AttentionWork, logits_room
 from kvmmu.units import BITS_PER_BYTE
 
 __all__ = ["ScoreWork", "score_work"]
@@ -69,9 +69,9 @@ def _collect(
     made["collect_exp"] = work.logits
     made["collect_mul"] = work.logits
     softmax_cycles = ceil(work.logits / machine.chip.spec.softmax.ways)
-    held = heads * machine.group * (work.live + 1) * LOGIT_BYTES
+    held = heads * machine.group * (work.live + 1) * machine.logit_bytes
     if work.q == 1 and held <= logits_room(machine):
-        made["logits_write_bytes"] = made["logits_read_bytes"] = LOGIT_BYTES * work.logits
+        made["logits_write_bytes"] = made["logits_read_bytes"] = machine.logit_bytes * work.logits
         return "logits buffer", 0, softmax_cycles
     made["collect_macs"] = work.macs / 2
     made["kv_use_bytes"] = work.kv_use / 2

@@ -6,10 +6,9 @@ from math import ceil
 
 from kvmmu.accel.pipeline.machine import Machine
 
-__all__ = ["LOGIT_BYTES", "AttentionWork", "kv_tile_bytes", "logits_room"]
+__all__ = ["AttentionWork", "kv_tile_bytes", "logits_room"]
 
 PASSES = {"online": 1, "two_pass": 2, "three_pass": 3}
-LOGIT_BYTES = 2  # 16-bit logits between passes
 
 
 def kv_tile_bytes(machine: Machine) -> int:
@@ -59,6 +58,7 @@ class AttentionWork:
     def counts(self) -> dict[str, float]:
         """Return operations and on-chip bytes."""
         n, ab = self.logits, self.machine.activation_bytes
+        held = n * self.machine.logit_bytes
         outputs = self.outputs
         made: dict[str, float] = {
             "attention_macs": self.macs,
@@ -74,11 +74,11 @@ class AttentionWork:
             made |= {"softmax_mul": self.rescales, "softmax_div": outputs}
         elif self.form == "two_pass":  # the second pass makes each exponential again
             made |= {"softmax_exp": 2 * n, "softmax_mul": n, "softmax_div": self.q}
-            made |= {"logits_write_bytes": LOGIT_BYTES * n, "logits_read_bytes": LOGIT_BYTES * n}
+            made |= {"logits_write_bytes": held, "logits_read_bytes": held}
         else:
             made |= {"softmax_mul": n, "softmax_div": self.q}
             made |= {
-                "logits_write_bytes": 2 * LOGIT_BYTES * n,
-                "logits_read_bytes": 2 * LOGIT_BYTES * n,
+                "logits_write_bytes": 2 * held,
+                "logits_read_bytes": 2 * held,
             }
         return made
