@@ -334,7 +334,7 @@ def test_a_killed_search_loses_no_trial_and_doubles_none(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run([*command, str(folder)], check=True, capture_output=True)
-    for name in ("trials.jsonl", "results.json"):
+    for name in ("trials.jsonl", "exploration.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -440,7 +440,7 @@ def test_the_command_prints_the_answer_first_and_writes_its_files(tmp_path, monk
         assert told in text
     assert "…" not in result.stdout  # no cell is cut
     assert max(map(len, result.stdout.splitlines())) <= int(columns)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "exploration.json").read_text())
     assert results["trials"] == 3
     assert (tmp_path / "designs.png").read_bytes()[:4] == b"\x89PNG"
     assert len(tried(tmp_path)) >= 6

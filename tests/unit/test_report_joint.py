@@ -206,6 +206,28 @@ def test_folder_without_anything_to_report_is_refused_by_name(tmp_path, make):
     assert not (tmp_path / "folder" / "index.html").exists()
 
 
+def test_search_of_designs_alone_is_refused_and_told_where_it_is_shown(tmp_path):
+    (tmp_path / "exploration.json").write_text("{}", encoding="utf-8")
+    result = report(tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    for text in ("results.json (kvmmu demo)", "got only exploration.json", "designs.png"):
+        assert text in result.stderr
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_search_of_designs_beside_a_part_is_named_as_not_joined(tmp_path):
+    fill(tmp_path, ("results.json",), "")
+    assert "not joined" not in report(tmp_path).stderr
+    (tmp_path / "exploration.json").write_text("{}", encoding="utf-8")
+    result = report(tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "not joined: exploration.json" in result.stderr
+    assert json.loads(result.stdout)["parts"] == ["results.json"]
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<li>exploration.json: a search of designs" in page
+
+
 @pytest.mark.parametrize("name", ["results.json", "simulation.json"])
 @pytest.mark.parametrize("text", ["", "[1]", "{}", "{"])
 def test_part_that_cannot_be_read_is_refused_by_name(tmp_path, name, text):

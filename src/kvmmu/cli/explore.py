@@ -52,7 +52,7 @@ Fix = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Write results.json and a picture here; a killed search goes on."),
+    typer.Option(help="Write exploration.json and a picture here; a killed search goes on."),
 ]
 
 
@@ -103,7 +103,8 @@ def explore(
     results = _run(asked, output)
     if not as_json:
         _print(results)
-    where = "" if output is None else f"; wrote results.json, designs.png and trials to {output}"
+    files = "exploration.json, designs.png and trials"
+    where = "" if output is None else f"; wrote {files} to {output}"
     typer.echo(f"searched in {time.perf_counter() - began:.0f} s{where}", err=True)
     if as_json:
         typer.echo(json.dumps(results))
@@ -118,11 +119,11 @@ def _run(asked: Exploration, output: Path | None) -> dict[str, Any]:
         made = search(asked, folder=output, advance=shown.advance, say=shown.say)
     results: dict[str, Any] = json.loads(json.dumps(made))
     if output is not None:
-        from kvmmu.report.explore import plot_designs
+        from kvmmu.report.explore import EXPLORATION, plot_designs
 
         plot_designs(results, output / "designs.png")
         text = json.dumps(results, indent=1)
-        (output / "results.json").write_text(text + "\n", encoding="utf-8")
+        (output / EXPLORATION).write_text(text + "\n", encoding="utf-8")
     return results
 
 

@@ -25,18 +25,22 @@ def report(folder: Folder, *, as_json: AsJson = False) -> None:
 
     Joins results.jsonl (kvmmu eval, finished or not; its summary.json, table.md and plots are
     written too), results.json (kvmmu demo) and simulation.json (kvmmu simulate), in any
-    combination. What is missing is said, not made up.
+    combination. What is missing is said, not made up. exploration.json (kvmmu explore) is not
+    joined: explore draws its own picture.
     """
     from kvmmu.report.joint import write_joint
 
     run = write_joint(folder)
     if not as_json:
         _print(run)
+    for text in run.apart:
+        typer.echo(f"in {folder}, not joined: {text}", err=True)
     for text in run.missing:
         typer.echo(f"not in {folder}: {text}", err=True)
     typer.echo(f"wrote {folder / 'index.html'}", err=True)
     if as_json:
         joined: dict[str, Any] = {"parts": run.parts, "missing": run.missing}
+        joined |= {"apart": run.apart}
         joined |= {"demo": run.demo, "simulation": run.study}
         typer.echo(json.dumps({**(run.evaluation or {}), **joined}))
 

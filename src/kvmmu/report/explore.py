@@ -14,7 +14,17 @@ from rich.table import Table
 
 from kvmmu.report.accelerator.names import energy_text, share_text, three_digits, time_text, times
 
-__all__ = ["explore_answer", "explore_notes", "explore_table", "plot_designs", "ratio_table"]
+__all__ = [
+    "EXPLORATION",
+    "explore_answer",
+    "explore_notes",
+    "explore_table",
+    "plot_designs",
+    "ratio_table",
+]
+
+EXPLORATION = "exploration.json"
+"""The file that `kvmmu explore --output` writes; no other command's file has this name."""
 
 Results = Mapping[str, Any]
 CACHES = {"rce": "RCE", "full": "full cache"}

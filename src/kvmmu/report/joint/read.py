@@ -11,6 +11,7 @@ from kvmmu.report.accelerator.study import FILE as STUDY
 from kvmmu.report.accelerator.study import read_study
 from kvmmu.report.evaluation import read_results
 from kvmmu.report.evaluation.summary import summarise
+from kvmmu.report.explore import EXPLORATION
 
 __all__ = ["EVALUATION", "DEMO", "STUDY", "Run", "read_run"]
 
@@ -22,6 +23,7 @@ _MAKERS = {
     DEMO: "the demonstration's answers, memory and speed (kvmmu demo --output)",
     STUDY: "energy, delay and DRAM traffic (kvmmu simulate --output)",
 }
+_APART = "a search of designs; kvmmu explore prints its tables and draws its picture, designs.png"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Run:
         return [f"{name}: {_MAKERS[name]}" for name, part in own.items() if part is None]
 
     @property
+    def apart(self) -> list[str]:
+        """Name the files of a run that the page leaves out, and why."""
+        is_there = (self.folder / EXPLORATION).is_file()
+        return [f"{EXPLORATION}: {_APART}"] if is_there else []
+
+    @property
     def parts(self) -> list[str]:
         """Name the files that were found."""
         own = {EVALUATION: self.evaluation, DEMO: self.demo, STUDY: self.study}
@@ -50,7 +58,10 @@ def read_run(folder: Path) -> Run:
     """Read what is there. Raises ValueError if that is nothing, or cannot be read."""
     if folder.is_file() or not any((folder / name).is_file() for name in _MAKERS):
         known = f"{EVALUATION} (kvmmu eval), {DEMO} (kvmmu demo) or {STUDY} (kvmmu simulate)"
-        raise ValueError(f"the folder must hold {known}, got none in {str(folder)!r}")
+        got = "none"
+        if (folder / EXPLORATION).is_file():
+            got = f"only {EXPLORATION}, which kvmmu explore shows itself and draws as designs.png,"
+        raise ValueError(f"the folder must hold {known}, got {got} in {str(folder)!r}")
 
     def part(name: str, read: Any) -> Row | None:
         path = folder / name

@@ -53,6 +53,7 @@ def write_joint(folder: Path) -> Run:
         pictures={},
         mismatch=mismatch(run) if is_joint else [],
         missing=run.missing,
+        apart=run.apart,
     )
     headed = [Markup("<h1>{}</h1>\n{}").format(title, made) for title, made in parts]
     bodies = [frame, *headed] if is_joint else [parts[0][1], frame]
