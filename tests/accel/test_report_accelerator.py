@@ -9,6 +9,7 @@ import re
 from itertools import pairwise
 
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 from small_study import small_study, unfitting
 
@@ -185,6 +186,31 @@ def test_layout_in_use_is_marked_and_the_short_table_keeps_best_and_worst(study)
     assert short[0] == made["layouts"].rows[0][0]
     assert short[-1] == made["layouts"].rows[-1][0]
     assert marked[0] in short
+
+
+@pytest.mark.parametrize("name", ["streaming_llm", "RCE"])
+def test_every_figure_is_called_by_the_policys_own_name(tmp_path, monkeypatch, name):
+    study = small_study()
+    study["simulation"]["ours"]["title"] = f"{name}, 32 slots"
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda ax, text, **_: labels.append(text))
+    page = render_body(study, draw(study, tmp_path))
+    made = grids(study)
+    assert f"full KV, 8 bit / {name}, 32 slots, on the same chip" in made["answer"].title
+    for table in ("drams", "sensitivity"):
+        assert f"full KV, 8 bit / {name}" in made[table].title
+    assert made["ratios_decode"].title.startswith(f"Baseline / {name}, decode")
+    assert f"above 1x {name} gains" in made["ratios_decode"].title
+    assert made["drams"].head[-1] == f"{name} bound by"
+    assert f"{name}, whole run" in made["energy"].head
+    assert f"{name}, decode" in made["bytes"].head
+    assert f"{name}, decode" in [row[0] for row in made["delay"].rows]
+    assert f"energy of full KV, 8 bit / {name}, whole run" in labels
+    for text in (page, printed(study), " ".join(labels)):
+        assert name == "RCE" or re.search(r"\bRCE\b", text) is None
+    lines = printed(study).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
 
 
 # --------------------------------------------------------------------------------------- words

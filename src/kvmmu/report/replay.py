@@ -29,7 +29,8 @@ def replay_grid(block: Block) -> Grid:
     if rows:
         ours, full = (row["end_to_end"] for row in block["rows"][:2])
         ratios = [number(full[key] / max(ours[key], 1e-30), times) for key in _MEASURES]
-        rows.append([("full / RCE", None), *ratios])
+        name = str(block["rows"][0]["title"]).partition(",")[0].strip()
+        rows.append([(f"full / {name}", None), *ratios])
     head = ["cache", *(title for title, _ in _MEASURES.values())]
     title = f"{block['label']} replayed on {block['accelerator']} (simulated)"
     return make_grid(title, head, rows)

@@ -19,7 +19,14 @@ from kvmmu.report.accelerator.names import (
     time_text,
     unit_name,
 )
-from kvmmu.report.accelerator.study import called, full_of, kv_traffic, results_of, scopes_of
+from kvmmu.report.accelerator.study import (
+    called,
+    full_of,
+    kv_traffic,
+    ours_name,
+    results_of,
+    scopes_of,
+)
 from kvmmu.report.evaluation.tables import Grid
 
 __all__ = ["bound_grid", "byte_grid", "delay_grid", "energy_grid", "unit_grid"]
@@ -32,7 +39,7 @@ def delay_grid(study: Study) -> Grid:
     """Lay out delay, what binds and how busy units are, one row a phase of each design."""
     rows = []
     full = full_of(study)
-    for label, made in [("RCE", study["simulation"]["ours"]), ("full", full)]:
+    for label, made in [(ours_name(study), study["simulation"]["ours"]), ("full", full)]:
         if made is None:
             continue
         for name, part in {**made["phases"], "whole run": made["total"]}.items():
@@ -55,7 +62,7 @@ def delay_grid(study: Study) -> Grid:
 
 
 def energy_grid(study: Study) -> Grid:
-    """Lay out energy by group of units, RCE by phase beside the full cache's whole run."""
+    """Lay out energy by group of units, ours by phase beside the full cache's whole run."""
     ours, full = study["simulation"]["ours"], full_of(study)
     phases = list(ours["phases"]) if len(ours["phases"]) > 1 else []
     parts = [by_group(ours["phases"][p]["energy_by_unit_j"]["overlapped"]) for p in phases]
@@ -64,7 +71,8 @@ def energy_grid(study: Study) -> Grid:
     groups = list(dict.fromkeys([*whole, *other]))
     rows = [[(g, None), *_energies(g, [*parts, whole], whole, other)] for g in groups]
     rows.append([("all", None), *_energies(None, [*parts, whole], whole, other)])
-    head = ["unit", *(f"RCE, {plain(p)}" for p in phases), "RCE, whole run", "of all"]
+    name = ours_name(study)
+    head = ["unit", *(f"{name}, {plain(p)}" for p in phases), f"{name}, whole run", "of all"]
     head += ["full, whole run", "of all"] if full else []
     return make_grid(f"Energy by unit, overlapped ({_against(full)})", head, rows)
 
@@ -99,10 +107,13 @@ def unit_grid(study: Study) -> Grid:
 
 
 def byte_grid(study: Study) -> Grid:
-    """Lay out DRAM bytes by kind, RCE by scope beside the full cache."""
+    """Lay out DRAM bytes by kind, ours by scope beside the full cache."""
     columns = [
         (f"{label}, {SCOPES[scope]}", _part(made, scope)["dram_bytes"])
-        for label, made in (("RCE", study["simulation"]["ours"]), ("full", full_of(study)))
+        for label, made in (
+            (ours_name(study), study["simulation"]["ours"]),
+            ("full", full_of(study)),
+        )
         if made is not None
         for scope in scopes_of(study)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kvmmu.report.accelerator.grids import grids
+from kvmmu.report.accelerator.study import ours_name
 from kvmmu.report.accelerator.words import answer, configuration, notes, setting
 from kvmmu.report.html import body, encoded
 
@@ -20,6 +21,7 @@ def render_body(study: Mapping[str, Any], pictures: Mapping[str, Path]) -> Marku
     return body(
         "accelerator/page.html.j2",
         setting=setting(study),
+        ours=ours_name(study),
         answer=answer(study),
         grids=grids(study),
         configuration=configuration(study),

@@ -24,6 +24,7 @@ from kvmmu.report.accelerator.study import (
     full_of,
     kv_traffic,
     mmu_corners,
+    ours_name,
     results_of,
 )
 from kvmmu.report.evaluation.style import GREY, figure_of, save, tidy
@@ -57,7 +58,7 @@ KIND_COLOURS = {
 
 
 def plot_context(study: Study, path: Path) -> Path:
-    """Draw one decode step against the context: RCE flat, the full cache linear."""
+    """Draw one decode step against the context: constant size flat, the full cache linear."""
     figure = figure_of(10.0, 4.0)
     axes = figure.subplots(1, 3)
     panels = (("delay_s", "s", "delay of a step"), ("energy_j", "J", "energy of a step"),
@@ -175,7 +176,8 @@ def plot_sensitivity(study: Study, path: Path) -> Path:
     ax.set_yticks(range(len(rows)), [row["group"] for row in rows])
     ax.margins(x=0.14)
     full = full_of(study)
-    ax.set_xlabel(f"energy of {full['title'] if full else 'the baseline'} / RCE, whole run")
+    other = full["title"] if full else "the baseline"
+    ax.set_xlabel(f"energy of {other} / {ours_name(study)}, whole run")
     ax.set_title(f"Constants moved one group at a time; nominal {times(middle)} (simulated)",
                  fontsize=11, loc="left", pad=18)  # fmt: skip
     ax.legend(frameon=False, fontsize=8, loc="lower right")

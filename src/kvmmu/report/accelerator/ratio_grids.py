@@ -18,6 +18,7 @@ from kvmmu.report.accelerator.study import (
     baselines,
     called,
     full_of,
+    ours_name,
     results_of,
     scopes_of,
 )
@@ -31,7 +32,7 @@ _PAIR_HEADS = [f"{mode}: {what}" for mode in MODES.values() for what in ("energy
 
 
 def pipeline_grid(study: Study) -> Grid:
-    """Lay out the answer: the full cache / RCE by pipelines, energy and delay of each scope."""
+    """Lay out the answer: the full cache / ours by pipelines, energy and delay of each scope."""
     full, scopes = full_of(study), scopes_of(study)
     if full is None:
         return make_grid("", [], [])
@@ -48,12 +49,12 @@ def pipeline_grid(study: Study) -> Grid:
 
 
 def ratio_grid(study: Study, scope: str) -> Grid:
-    """Lay out baseline / RCE, three pairs of pipelines by energy and delay, one row a baseline."""
-    ratios = study["simulation"]["ratios"]
+    """Lay out baseline / ours, three pairs of pipelines by energy and delay, one row a baseline."""
+    ratios, ours = study["simulation"]["ratios"], ours_name(study)
     rows = [
         [(called(other), None), *_pairs(ratios[other["name"]][scope])] for other in baselines(study)
     ]
-    title = f"Baseline / RCE, {SCOPES[scope]} (simulated; above 1x RCE gains; "
+    title = f"Baseline / {ours}, {SCOPES[scope]} (simulated; above 1x {ours} gains; "
     return make_grid(f"{title}{accuracy_words(study)})", ["baseline", *_PAIR_HEADS], rows)
 
 
@@ -62,7 +63,7 @@ def _pairs(ratios: Mapping[str, Any]) -> list[Cell]:
 
 
 def dram_grid(study: Study) -> Grid:
-    """Lay out the full cache / RCE on every DRAM that was asked for."""
+    """Lay out the full cache / ours on every DRAM that was asked for."""
     full = full_of(study)
     if full is None:
         return make_grid("", [], [])
@@ -80,8 +81,9 @@ def dram_grid(study: Study) -> Grid:
             bound = "–" if scope == "end_to_end" else bound
             ratios = made["ratios"][full["name"]][scope]
             rows.append([(name, None), *_pairs(ratios), (bound, None)])
-    title = f"{called(full)} / RCE by DRAM (simulated; {accuracy_words(study)})"
-    return make_grid(title, ["DRAM", *_PAIR_HEADS, "RCE bound by"], rows)
+    ours = ours_name(study)
+    title = f"{called(full)} / {ours} by DRAM (simulated; {accuracy_words(study)})"
+    return make_grid(title, ["DRAM", *_PAIR_HEADS, f"{ours} bound by"], rows)
 
 
 def sensitivity_grid(study: Study) -> Grid:
@@ -93,7 +95,7 @@ def sensitivity_grid(study: Study) -> Grid:
         ratios = [row[c].get("energy_ratio") for c in _CORNERS]
         rows.append([*cells, *(number(ratio, times) for ratio in ratios)])
     full = full_of(study)
-    what = f"; ratio: {called(full)} / RCE" if full else ""
+    what = f"; ratio: {called(full)} / {ours_name(study)}" if full else ""
     head = ["constants moved", *(f"{a}, {c}" for a in ("energy", "ratio") for c in _CORNERS)]
     title = f"Sensitivity of the run's energy (simulated{what}; {accuracy_words(study)})"
     return make_grid(title, head, rows)

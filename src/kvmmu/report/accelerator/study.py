@@ -19,6 +19,7 @@ __all__ = [
     "full_of",
     "kv_traffic",
     "mmu_corners",
+    "ours_name",
     "read_study",
     "results_of",
     "scopes_of",
@@ -74,6 +75,11 @@ def called(made: Mapping[str, Any]) -> str:
     """Name a design; what does not fit the DRAM is named with its size."""
     size = "" if made["fits"] else f" ({bytes_text(made['capacity_bytes'])} > DRAM)"
     return f"{made['title']}{size}"
+
+
+def ours_name(study: Mapping[str, Any]) -> str:
+    """Name our policy in short: the design's title up to its first comma, "RCE" as a rule."""
+    return str(study["simulation"]["ours"]["title"]).partition(",")[0].strip()
 
 
 def scopes_of(study: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,9 +57,9 @@ def grid_table(grid: Grid, *, dropped: Sequence[str] = ()) -> list[RenderableTyp
     columns = [column for column in _joined(grid) if column[0] not in dropped]
     table.add_column(columns[0][0], overflow="fold", min_width=12)
     for head, *texts in columns[1:]:
-        width = max(map(len, [*head.split(), *texts]))
+        width = max(map(len, [*re.split(r"\s+|(?<=_)", head), *texts]))
         table.add_column(
-            "\n".join(textwrap.fill(line, width) for line in head.splitlines()),
+            "\n".join(_wrapped(line, width) for line in head.splitlines()),
             justify="right",
             no_wrap=True,
         )
@@ -68,6 +68,17 @@ def grid_table(grid: Grid, *, dropped: Sequence[str] = ()) -> list[RenderableTyp
             table.add_section()
         table.add_row(*row)
     return [Text(grid.title, style="italic"), table, Text()]
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Break a line between words and behind "_", where a name is longer than its column."""
+    lines = [""]
+    for part in re.findall(r"\s*[^\s_]*_|\s*[^\s_]+", line):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append(part.lstrip())
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
 
 
 def _joined(grid: Grid) -> list[list[str]]:

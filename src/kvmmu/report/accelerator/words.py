@@ -21,6 +21,7 @@ from kvmmu.report.accelerator.study import (
     fitting_full,
     full_of,
     kv_traffic,
+    ours_name,
     scopes_of,
 )
 
@@ -179,7 +180,8 @@ def notes(study: Study) -> list[str]:
         "Every figure is simulated: a model of the chip and a command-level model of the DRAM, "
         "with constants whose sources stand in the configuration files.",
         "Every design runs on the same chip, with the same batch, bits and overlap; a baseline "
-        "may choose the prefill chunk with which it is fastest. Ratios are baseline / RCE.",
+        "may choose the prefill chunk with which it is fastest. Ratios are baseline / "
+        f"{ours_name(study)}.",
         "Overlapped: DRAM, PEs, softmax and KV-MMU work at the same time as far as the buffers "
         "allow. Serial: one after the other. Which of the two a baseline is decides most of a "
         "delay ratio, so both are printed.",
