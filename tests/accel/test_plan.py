@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from kvmmu.accel.dram.spec import load_dram
@@ -17,7 +19,8 @@ from kvmmu.accel.request import Request
 from kvmmu.accel.spec.load import load_accelerator, load_model
 from kvmmu.cli import app
 from kvmmu.errors import CapacityError, SpecError
-from kvmmu.report.plan import plan_answer, plan_notes
+from kvmmu.report.accelerator.names import bytes_text, three_digits, time_text
+from kvmmu.report.plan import plan_answer, plan_notes, plan_table
 
 SMALL = Request(model="opt_125m", num_slots=128)
 CONTEXTS = (256, 512, 1024)
@@ -212,6 +215,38 @@ def test_the_command_answers_in_two_sentences_then_a_table_of_80_columns(monkeyp
     assert "simulated" in text
     assert "…" not in result.stdout  # no cell is cut
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("accelerator", ["h200", "jetcas65"])
+def test_no_figure_of_the_table_is_cut_at_80_columns(monkeypatch, accelerator):
+    monkeypatch.setenv("COLUMNS", "80")
+    args = ["--accelerator", accelerator, "--model", "llama_7b", "--num-slots", 512]
+    made = json.loads(run("plan", *args, "--json").stdout)
+    text = run("plan", *args).stdout
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for row in made["rows"]:
+        figures = [time_text(row["switch_s"]), bytes_text(row["kv_bytes_per_user"])]
+        if row["decode_s_alone"]:
+            figures += [time_text(row["decode_s_alone"]), three_digits(row["tokens_per_s"])]
+        for figure in figures:
+            assert figure in text
+    has_energy = any(row["energy_j_per_token"] for row in made["rows"])
+    assert has_energy == (accelerator == "jetcas65")
+    assert ("no row has energy a token: left out of the table" in text) != has_energy
+    assert ("energy" in text[: text.index("──")].splitlines()[-2]) == has_energy
+
+
+def test_figures_wider_than_a_terminal_wrap_before_their_units():
+    made = json.loads(json.dumps(plan(SMALL, contexts=(256,)).to_json()))
+    for row in made["rows"]:
+        row |= dict.fromkeys(("prefill_s", "decode_s_alone", "decode_s_all", "switch_s"), 123456.0)
+        row |= {"users": 123456, "tokens_per_s": 123456.0, "energy_j_per_token": 1e8}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(plan_table(made))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("123,456") == 2 * 6
 
 
 def test_the_command_prints_one_json_object_of_the_rows():

@@ -14,6 +14,18 @@ __all__ = ["plan_answer", "plan_notes", "plan_table"]
 
 Plan = Mapping[str, Any]
 NONE = "-"
+COLUMNS = 80
+_COLUMNS = {
+    "K and V a user": "KV a\nuser",
+    "users that fit": "users\nfit",
+    "prefill": "prefill,\none",
+    "a token of one user": "token,\nalone",
+    "a token of all users": "token,\nall",
+    "tokens/s of all users": "tok/s,\nall",
+    "energy a token": "energy\na token",
+    "switch": "switch",
+}
+"""Figures of a row in the table's order, by their heads."""
 
 
 def plan_answer(plan: Plan) -> str:
@@ -73,30 +85,40 @@ def _than(ours: Plan, full: Plan, key: str) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """Lay out two rows a context, the full cache's and RCE's."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    made = [_cells(row) for row in plan["rows"]]
+    left_out = _left_out(plan)
+    kept = [n for n, name in enumerate(_COLUMNS) if name not in left_out]
+    heads = [list(_COLUMNS.values())[n] for n in kept]
+    names = [
+        " full" if row["cache"] == "full" else f" RCE {row['num_slots']:,}" for row in plan["rows"]
+    ]
+    # Where figures are too wide, columns move together and units wrap: no digit is ever cut.
+    texts = [[*head.splitlines(), *(c[n] for c in made)] for n, head in zip(kept, heads)]
+    least = [max(len(word) for text in column for word in text.split()) for column in texts]
+    widths = [max(map(len, column)) for column in [names, *texts]]
+    is_wide = sum(widths) + 2 * len(kept) > COLUMNS
+    gap = (0, 0 if is_wide else 1, 0, 0)
+    table = Table(box=SIMPLE_HEAD, padding=gap, pad_edge=False, show_edge=False)
     table.add_column("tokens,\ncache", no_wrap=True)
-    for head in (
-        "KV a\nuser",
-        "users\nfit",
-        "prefill,\none",
-        "token,\nalone",
-        "token,\nall",
-        "tok/s,\nall",
-        "energy\na token",
-        "switch",
-    ):
-        table.add_column(head, justify="right", no_wrap=True)
-    for full, ours in _pairs(plan):
-        table.add_row(f"{full['context']:,}", style="bold")
-        table.add_row(*_cells(full))
-        table.add_row(*_cells(ours))
+    for head, width in zip(heads, least, strict=True):
+        table.add_column(head, justify="right", min_width=width, overflow="fold")
+    for row, name, cells in zip(plan["rows"], names, made, strict=True):
+        if row["cache"] == "full":
+            table.add_row(f"{row['context']:,}", style="bold")
+        table.add_row(name, *(cells[n] for n in kept))
     return table
 
 
+def _left_out(plan: Plan) -> list[str]:
+    """Name the columns that have a figure in no row."""
+    columns = zip(*(_cells(row) for row in plan["rows"]), strict=True)
+    return [name for name, texts in zip(_COLUMNS, columns, strict=True) if set(texts) == {NONE}]
+
+
 def _cells(row: Plan) -> list[str]:
-    is_full, rate = row["cache"] == "full", row["tokens_per_s"]
+    """Write a row's figures, one for each of _COLUMNS."""
+    rate = row["tokens_per_s"]
     return [
-        f" full, {row['kv_bits']} bit" if is_full else f" RCE {row['num_slots']:,}",
         bytes_text(row["kv_bytes_per_user"]),
         NONE if row["users"] is None else f"{row['users']:,}",
         *(_time(row[key]) for key in ("prefill_s", "decode_s_alone", "decode_s_all")),
@@ -125,11 +147,14 @@ def plan_notes(plan: Plan) -> list[str]:
         made.append(f"where more than {most} fit, 'all users' is {most} of them in one step")
     if any(row["users"] is None and row["users_timed"] for row in plan["rows"]):
         made.append(f"'all users' is {first['users_timed']}, as asked; that they fit is not known")
+    left_out = _left_out(plan)
+    if left_out:
+        made.append(f"no row has {', '.join(left_out)}: left out of the table")
     missing: dict[str, list[str]] = {}
     for row in plan["rows"]:
         if row["reason"] and row["reason"] not in plan["notes"]:
             missing.setdefault(row["reason"], []).append(f"{row['cache']} {row['context']:,}")
     for reason, rows in missing.items():
         whose = "all rows" if len(rows) == len(plan["rows"]) else ", ".join(rows)
-        made.append(f"'-' of {whose}: {reason}")
+        made.append(f"figures missing in {whose}: {reason}")
     return made
