@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain, combinations
 
 import pytest
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from kvmmu.cli import app
 from kvmmu.report.accelerator.write import write_study
 from kvmmu.report.joint import write_joint
+from kvmmu.report.joint.overview import overview_grids
+from kvmmu.report.joint.read import read_run
 from kvmmu.report.replay import replay_grid, replay_words
 
 ROW = {"delay_s": 0.008, "energy_j": 0.016, "dram_bytes": 1.5e8, "kv_bytes_read": 3e6}
@@ -130,12 +133,37 @@ def test_overview_joins_measured_and_simulated_figures(tmp_path, evaluation, mon
     write_joint(tmp_path)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     overview = page[: page.index("<h1>Demonstration")]
-    for text in ("9/10 answers", "256 KiB a row", "1,234 tokens/s", "16.0 mJ a text",
-                 "24.0 mJ a text", "8.00 ms a text", "% kept", "accuracy not measured",
+    for text in ("9/10 answers", "256 KiB a row", "1,234 tokens/s", "16.0 mJ (simulated, int8;",
+                 "24.0 mJ (", "8.00 ms (", "accuracy kept", "accuracy not measured",
                  "no measured accuracy stands for these ratios"):  # fmt: skip
         assert text in overview
     (snapkv,) = [line for line in overview.splitlines() if "snapkv 1/8" in line]
     assert "mJ" not in snapkv  # its trace was not simulated
+
+
+def test_no_column_of_the_overview_mixes_units(tmp_path, evaluation, monkeypatch):
+    without_pictures(monkeypatch)
+    fill(tmp_path, PARTS, evaluation)
+    grids = overview_grids(read_run(tmp_path))
+    assert list(grids) == ["overview_demo", "overview_evaluation", "overview_study"]
+    for grid in grids.values():
+        for texts in zip(*(row[1:] for row in grid.rows), strict=True):
+            units = {re.sub(r"[-\d.,–]+", "#", text) for text in texts} - {"#"}
+            assert len(units) <= 1, units
+    assert not re.search(r"\d+\.\d+x", str(grids["overview_demo"].rows))
+    assert not re.search(r"\d (mJ|ms|s|J)\b", str(grids["overview_study"].rows))
+
+
+def test_every_simulated_cell_beside_a_measured_one_is_marked(tmp_path):
+    demo = json.loads(json.dumps(DEMO))
+    demo["caches"].insert(0, cache("full DynamicCache", None, 1))
+    (tmp_path / "results.json").write_text(json.dumps(demo), encoding="utf-8")
+    grid = overview_grids(read_run(tmp_path))["overview_demo"]
+    rows = {row[0]: row[-2:] for row in grid.rows}
+    assert all("(simulated, int8; accuracy not measured with it)" in t for t in rows["rce 1/8"])
+    shared = "(simulated, int8, one figure for all 2 full caches; accuracy not measured with it)"
+    assert rows["full DynamicCache"] == [f"24.0 mJ {shared}", f"12.0 ms {shared}"]
+    assert rows["full StaticCache"] == rows["full DynamicCache"]
 
 
 def test_demonstration_of_an_older_version_has_no_simulated_part(tmp_path):

@@ -16,7 +16,7 @@ from kvmmu.report.evaluation.page import title as evaluation_title
 from kvmmu.report.evaluation.write import draw as draw_evaluation
 from kvmmu.report.evaluation.write import write_tables
 from kvmmu.report.html import body, encoded, page
-from kvmmu.report.joint.overview import demo_grid, mismatch, overview_grid
+from kvmmu.report.joint.overview import demo_grid, mismatch, overview_grids
 from kvmmu.report.joint.read import Run, read_run
 from kvmmu.report.replay import replay_grid
 
@@ -49,7 +49,7 @@ def write_joint(folder: Path) -> Run:
     is_joint = len(parts) > 1
     frame = body(
         "joint/page.html.j2",
-        grids={"overview": overview_grid(run)} if is_joint else {},
+        grids=overview_grids(run) if is_joint else {},
         pictures={},
         mismatch=mismatch(run) if is_joint else [],
         missing=run.missing,
