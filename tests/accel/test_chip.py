@@ -51,7 +51,7 @@ def test_a_buffer_s_banks_are_rows_of_the_table_at_the_chip_s_vdd() -> None:
 
 
 def test_one_byte_written_and_read_costs_what_the_estimates_took() -> None:
-    kv = chip().memories["kv"]  # HARDWARE.md, section 4.3: 3.4 to 6.6, model 6 pJ a byte
+    kv = chip().memories["kv"]  # banks of 32 KiB by CACTI (commit 1ffd8df, 300 K): pJ a byte
     assert 3.4 < kv.read_pj_per_byte + kv.write_pj_per_byte < 6.6
 
 
@@ -110,12 +110,14 @@ def test_sixteen_banks_of_high_performance_cells_leak_as_measured() -> None:
     built = chip(spec)
     data_w = sum(built.memories[name].leakage_w for name in ("weight", "kv", "activation"))
     gate_w = 16 * 2.389e-3  # which CACTI prints apart
-    assert data_w - gate_w == pytest.approx(0.368, abs=0.001)  # HARDWARE.md, section 1: 368 mW
+    # 16 banks of 32 KiB, HP, of 23.0 mW each: CACTI (commit 1ffd8df, 300 K).
+    assert data_w - gate_w == pytest.approx(0.368, abs=0.001)
 
 
 def test_a_mac_is_multiplier_and_accumulate_and_widths_multiply() -> None:
     built = chip()
-    assert built.mac_pj == pytest.approx(0.57, abs=0.005)  # HARDWARE.md, section 4.2
+    # 0.2 + 0.1 pJ (Horowitz, ISSCC 2014, 45 nm) x 1.906 (Stillmaker and Baas 2017, to 65 nm, 1 V)
+    assert built.mac_pj == pytest.approx(0.57, abs=0.005)
     narrow = chip(SPEC.with_overrides({"bits.kv": 4}))
     assert narrow.mac_pj == built.mac_pj
     add_pj = 0.1 * 1.9059
@@ -138,7 +140,9 @@ def test_registers_and_clock_follow_from_their_stated_shares() -> None:
 
 
 def test_softmax_and_vector_operations_are_the_table_s_at_65_nm() -> None:
-    built = chip()  # HARDWARE.md, section 4.2; exp of IEICE ELEX 19; half of a 32-bit compare
+    # fp16 of Horowitz, ISSCC 2014, scaled by Stillmaker and Baas 2017; exp of IEICE ELEX 19; half
+    # of a 32-bit compare.
+    built = chip()
     softmax = {"multiply_pj": 2.1, "add_pj": 0.76, "exp_pj": 4.6, "compare_pj": 0.021}
     for name, pj in softmax.items():
         assert getattr(built.softmax, name) == pytest.approx(pj, rel=0.01), name
@@ -176,7 +180,8 @@ def test_an_all_in_figure_leaves_no_part_to_be_priced_again() -> None:
 
 def test_a_scan_of_the_synthesised_unit_takes_its_cycles_area_and_energy() -> None:
     built = chip()
-    assert built.mmu_latency_cycles(256) == 21  # HARDWARE.md, section 10: B-256
+    # A synthesised scan unit of 256 slots in rows of 16: 16 rows and 5 cycles of latency.
+    assert built.mmu_latency_cycles(256) == 21
     assert [built.mmu_latency_cycles(n) for n in (16, 17, 512)] == [6, 7, 37]
     areas = [chip(corner=corner).area_mm2["mmu_logic"] * 1e6 for corner in CORNERS]
     assert areas == pytest.approx([5855, 6040, 8775])

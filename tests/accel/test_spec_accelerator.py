@@ -202,7 +202,8 @@ def test_unknown_and_missing_files_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_balance_is_pes_over_bandwidth_times_batch_over_clock() -> None:
-    assert balance(SPEC, 25.6, 16) == pytest.approx(1024 / 819.2)  # HARDWARE.md, 2.4: 820 PEs
+    # 25.6e9 bytes/s x 16 lanes / 500e6 Hz = 819.2 PEs would be in balance.
+    assert balance(SPEC, 25.6, 16) == pytest.approx(1024 / 819.2)
     assert balance(load_accelerator("hbm_server"), 256, 16) == pytest.approx(1.0)
     half = SPEC.with_overrides({"bits.weights": 4})
     assert balance(half, 25.6, 16) == pytest.approx(balance(SPEC, 25.6, 16) / 2)

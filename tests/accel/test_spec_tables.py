@@ -11,8 +11,8 @@ from kvmmu.errors import SpecError
 
 CORNERS = ("low", "nominal", "high")
 
-# HARDWARE.md, section 4.3: (KiB, bit, flavour) -> read pJ, write pJ, leak mW, ns, mm, mm; CACTI
-# commit 1ffd8df, printed to two or three digits.
+# (KiB, bit, flavour) -> read pJ, write pJ, leak mW, ns, mm, mm: CACTI (HewlettPackard/cacti,
+# commit 1ffd8df) at 300 K, rounded to two or three digits.
 PRINTED = {
     (1, 32, "hp"): (1.6, 4.8, 0.72, 0.42, 0.267, 0.032),
     (1, 32, "lop"): (1.0, 2.6, 0.013, 0.88, 0.267, 0.032),
@@ -88,7 +88,7 @@ def test_leakage_spans_the_flavours_and_the_high_corner_is_hot() -> None:
     }
     assert leaks["hp"] / leaks["lop"] > 10
     hp = table.row("hp", 32, 64)[4] / table.row("lstp", 32, 64)[4]
-    assert hp > 3700  # HARDWARE.md, section 1: HP to LSTP spans 3,700x and more
+    assert hp > 3700  # of the same CACTI runs: HP to LSTP spans 3,700x and more
     hot = table.bank("hp", 32, 64, vdd_v=1.1, corner="high").leakage_mw
     row = table.row("hp", 32, 64)
     assert hot == pytest.approx(row[4] * 2.02 + row[5])  # gate leakage stays, the rest is hot
@@ -106,6 +106,7 @@ def test_bands_of_operations_and_areas_are_ordered_at_65_nm() -> None:
 
 def test_nominal_operations_at_65_nm_are_the_scaled_published_ones() -> None:
     table = load_arithmetic()
+    # Horowitz, ISSCC 2014, at 45 nm, scaled to 65 nm and 1.0 V by Stillmaker and Baas 2017.
     for name, pj in {
         "int8_multiply": 0.38,
         "int8_add": 0.06,
@@ -113,6 +114,6 @@ def test_nominal_operations_at_65_nm_are_the_scaled_published_ones() -> None:
         "fp16_multiply": 2.1,
         "fp16_add": 0.76,
         "int32_multiply": 5.9,
-    }.items():  # HARDWARE.md, section 4.2, column of 65 nm at 1.0 V
+    }.items():
         got = table.energy_pj(name, to_node="65", to_vdd_v=1.0, corner="nominal")
         assert got == pytest.approx(pj, abs=0.5 * 10 ** -(2 if pj < 1 else 1)), name

@@ -38,7 +38,7 @@ def test_full_cache_keeps_every_token_of_every_layer():
 
 def test_one_slot_of_llama_3_8b_is_four_kilobytes():
     geometry = make(num_layers=32, num_kv_heads=8, head_dim=128, slots=(256,) * 32)
-    assert geometry.bytes_per_slot == 4096  # 2 KB in int8 (HARDWARE.md, section 1)
+    assert geometry.bytes_per_slot == 4096  # (K and V) x 8 heads x 128 x 2 bytes
     assert geometry.full_kv_bytes(8192) == 2 * 2**30
 
 
