@@ -4,7 +4,7 @@
     python docs/accelerator_results.py          the other runs and the pictures (about a minute)
 
 docs/results/accelerator holds claim.jsonl.xz (a line a point), runs.json (studies, cut to what the
-page shows), grid.json (batch by context), explore_llama_7b.json (results.json of `kvmmu explore
+page shows), grid.json (batch by context), explore_llama_7b.json (exploration.json of `kvmmu explore
 --model llama_7b --trials 100`, 6 digits) and the pictures. In a page, accelerator/claim is a table.
 """
 
