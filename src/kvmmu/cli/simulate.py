@@ -44,7 +44,8 @@ Granularity = Annotated[
     str | None, typer.Option(help="One victim per 'layer' or per KV 'head' (default: chip's).")
 ]
 Layout = Annotated[
-    str | None, typer.Option(help="How slots lie in DRAM: slot, split or head (default: chip's).")
+    str | None,
+    typer.Option(help="How slots lie in DRAM: slot, split, head (default: chip's), or best."),
 ]
 Softmax = Annotated[
     str | None, typer.Option(help="online, two_pass or three_pass (default: chip's).")
