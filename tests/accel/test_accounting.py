@@ -497,3 +497,13 @@ def test_run_too_long_to_time_is_refused():
 def test_granularity_of_the_chip_beside_a_trace_is_refused(trace):
     with pytest.raises(SpecError, match=r"mmu\.granularity must be left to the trace"):
         simulate(Request(model="gpt2", trace=trace, overrides={"mmu.granularity": "head"}))
+
+
+def test_the_grid_takes_the_layout_that_is_fastest_for_rce():
+    """Not the one with the larger ratio: the baseline has no say in it."""
+    from kvmmu.accel import claim
+
+    made = {lay: claim._price_layout("llama_3_8b", 16, 512, 8.0, lay) for lay in ("slot", "head")}
+    delays = {layout: delay for layout, (delay, _) in made.items()}
+    taken = claim.price_decode("llama_3_8b", 16, 512)["layout"]
+    assert delays[taken] == min(delays.values())

@@ -466,3 +466,11 @@ def test_the_command_refuses_in_one_line(args, told):
     assert result.exit_code == 2
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", " , "])
+def test_no_dram_by_name_is_not_every_dram(text):
+    from kvmmu.cli.explore import _names
+
+    with pytest.raises(ValueError, match="--drams must name at least one DRAM"):
+        _names(text)

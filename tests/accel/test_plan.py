@@ -176,6 +176,7 @@ def test_a_model_larger_than_the_dram_is_refused_by_name():
         ({"contexts": (1,)}, "contexts must be at least 2 tokens each"),
         ({"link_gbps": 0.0}, "link_gbps must be above 0"),
         ({"link_gbps": float("nan")}, "link_gbps must be above 0"),
+        ({"link_gbps": float("inf")}, "link_gbps must be above 0 and finite, got inf"),
         ({"users": 0}, "users must lie in"),
         ({"users": 257}, "users must lie in"),
     ],

@@ -203,12 +203,13 @@ def price_decode(
     where the logits of all heads are too many to wait at once.
     """
     made = [_price_layout(model, batch, context, compression, lay) for lay in ("slot", "head")]
-    return max(made, key=lambda row: float(row["delay"]))
+    return min(made, key=lambda pair: pair[0])[1]
 
 
 def _price_layout(
     model: str, batch: int, context: int, compression: float, layout: str
-) -> dict[str, Any]:
+) -> tuple[float, dict[str, Any]]:
+    """Return RCE's delay with a layout, and the row."""
     request = Request(
         model=model,
         batch=batch,
@@ -227,7 +228,7 @@ def _price_layout(
     mine, theirs = parts[ours.name], parts[full.name]
     weights = shape.num_parameters * spec.bits.weights // BITS_PER_BYTE
     row = mine.machine.row_bytes * shape.num_layers * batch
-    return {
+    return mine.delay_s(), {
         "model": model,
         "batch": batch,
         "context": context,

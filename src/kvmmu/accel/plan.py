@@ -13,6 +13,7 @@ context switching. Published machines (profiles) are planned by profile_plan.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from kvmmu.accel.designs import Design, baselines
@@ -135,8 +136,8 @@ def checked_contexts(
     contexts: tuple[int, ...], link_gbps: float, users: int | None
 ) -> tuple[int, ...]:
     """Return the contexts in order, each once. Raises ValueError for what cannot be asked."""
-    if not link_gbps > 0:
-        raise ValueError(f"link_gbps must be above 0, got {link_gbps}")
+    if not 0 < link_gbps < inf:  # NaN too
+        raise ValueError(f"link_gbps must be above 0 and finite, got {link_gbps}")
     if not contexts or min(contexts) < 2:
         raise ValueError(f"contexts must be at least 2 tokens each, got {contexts}")
     if users is not None and not 1 <= users <= MAX_TIMED_USERS:

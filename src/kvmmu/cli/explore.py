@@ -156,7 +156,11 @@ def _bits(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    """Read names with commas. Raises ValueError for none: that would mean every DRAM."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ValueError(f"--drams must name at least one DRAM, got {text!r}")
+    return names
 
 
 def _fixed(texts: list[str]) -> dict[str, str]:

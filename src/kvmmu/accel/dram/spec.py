@@ -16,13 +16,13 @@ from kvmmu.accel.dram.controller import Organization, Policy
 from kvmmu.accel.dram.gaps import Gaps, Timings
 from kvmmu.accel.dram.mapping import FIELDS, AddressMapping
 from kvmmu.accel.dram.validation import check_keys, validated
+from kvmmu.accel.spec.sourced import Band, Corner
 from kvmmu.errors import SpecError
 
 __all__ = ["Band", "Corner", "DramSpec", "IddCore", "PerCommandCore", "list_drams", "load_dram"]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dram"
 
-Corner = Literal["low", "nominal", "high"]
 Count = Annotated[int, Field(ge=1)]
 Cycles = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0)]
@@ -32,24 +32,6 @@ Source = Annotated[str, Field(min_length=1)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Band(_Group):
-    """A number that is not known exactly."""
-
-    low: Amount
-    nominal: Amount
-    high: Amount
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Band:
-        if not self.low <= self.nominal <= self.high:
-            raise ValueError(f"must satisfy low <= nominal <= high, got {self!r}")
-        return self
-
-    def at(self, corner: Corner) -> float:
-        """Return the value at a corner."""
-        return float(getattr(self, corner))
 
 
 class OrganizationGroup(_Group):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from kvmmu.errors import SpecError
+from kvmmu.registry import unknown_name
 
 __all__ = ["check_keys", "validated"]
 
@@ -19,9 +20,7 @@ def check_keys(names: Iterable[str], known: list[str], *, what: str) -> None:
     """Raise SpecError for the first name that is not known, with the nearest known one."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SpecError(f"unknown {what} {name!r}{hint} (known: {', '.join(known)})")
+            raise SpecError(unknown_name(what, name, known))
 
 
 def validated(model: type[_Model], data: Any, origin: str) -> _Model:

@@ -90,8 +90,7 @@ class LaneCopy:
 class Workload:
     """A whole run: segments in order, lanes copied, and how often lanes came and went.
 
-    merged counts merge events by lane; peak_seen is the most tokens that all lanes together held
-    at once if nothing is ever evicted.
+    merged_lanes counts merge events by lane.
     """
 
     header: TraceHeader
@@ -99,7 +98,6 @@ class Workload:
     copies: tuple[LaneCopy, ...] = ()
     lane_events: dict[str, int] = field(default_factory=dict)
     merged_lanes: int = 0
-    peak_seen: int = 0
     longest_lane: int = 0
 
     @property
@@ -144,7 +142,7 @@ class _Reader:
         self.copies: list[LaneCopy] = []
         self.lane_events: Counter[str] = Counter()
         self.merged_lanes = 0
-        self.peak_seen = self.longest_lane = 0
+        self.longest_lane = 0
         self._chunk_step: int | None = None
         self._chunks: dict[int, ChunkEvent] = {}
 
@@ -215,7 +213,6 @@ class _Reader:
         """Add `count` steps of one shape; the sampled lanes of a chunk are settled later."""
         seen = tuple(int(n) for n in self.seen)
         self.seen = self.seen + count * queries
-        self.peak_seen = max(self.peak_seen, int(self.seen.sum()))
         self.longest_lane = max(self.longest_lane, int(self.seen.max(initial=0)))
         if not queries.any():
             return
@@ -306,6 +303,5 @@ def read_workload(
         copies=tuple(reader.copies),
         lane_events=dict(reader.lane_events),
         merged_lanes=reader.merged_lanes,
-        peak_seen=reader.peak_seen,
         longest_lane=reader.longest_lane,
     )
