@@ -110,6 +110,11 @@ class BlockConfig:
         return max(1, (self.tables - 1).bit_length())
 
     @property
+    def place_bits(self) -> int:
+        """Bits of where a table lies on chip: its number, or which of two buffers."""
+        return self.table_bits if self.store == "sram" else 1
+
+    @property
     def word_bits(self) -> int:
         """Bits of one score on chip."""
         return SCORE_BITS + CARRY_BITS

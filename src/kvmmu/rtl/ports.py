@@ -17,7 +17,7 @@ STEP would leave the mass stream out of step.
 from __future__ import annotations
 
 from amaranth.lib import data, enum
-from amaranth.lib.wiring import In, Out, Signature
+from amaranth.lib.wiring import Out, Signature
 
 from kvmmu.rtl.config import (
     ADDRESS_BITS,
@@ -31,7 +31,6 @@ from kvmmu.rtl.config import (
 __all__ = [
     "BlockError",
     "Op",
-    "address_shape",
     "command_layout",
     "fetch_layout",
     "header_layout",
@@ -44,7 +43,7 @@ __all__ = [
 ]
 
 
-class Op(enum.Enum, shape=2):
+class Op(enum.Enum, shape=2):  # type: ignore[call-arg]
     """Commands of the block."""
 
     ADMIT = 0
@@ -52,7 +51,7 @@ class Op(enum.Enum, shape=2):
     STEP = 2
 
 
-class BlockError(enum.Enum, shape=3):
+class BlockError(enum.Enum, shape=3):  # type: ignore[call-arg]
     """Why the block stopped."""
 
     NONE = 0
@@ -64,7 +63,7 @@ class BlockError(enum.Enum, shape=3):
     """The first step of a table before that of the table in front of it."""
     POSITION_OVERFLOW = 4
     """A token's position does not fit position_bits."""
-    ROW_OVERRUN = 5
+    NO_VICTIM = 5
     """All slots are protected: num_sinks + max(window, 1) exceeds C_l."""
 
 
@@ -92,9 +91,7 @@ def response_layout(config: BlockConfig) -> data.StructLayout:
 
 def mass_layout(config: BlockConfig) -> data.StructLayout:
     """Lay out one beat: a probability for each of the W slots of a row."""
-    return data.StructLayout(
-        {"masses": data.ArrayLayout(MASS_BITS, config.ways), "row_end": 1}
-    )
+    return data.StructLayout({"masses": data.ArrayLayout(MASS_BITS, config.ways), "row_end": 1})
 
 
 def write_layout(config: BlockConfig) -> data.StructLayout:
@@ -136,10 +133,10 @@ def layer_settings_signature(config: BlockConfig) -> Signature:
     """Lay out the write port of a layer's C_l and base address; taken in a cycle with enable."""
     return Signature(
         {
-            "enable": In(1),
-            "layer": In(_bits(config.layers)),
-            "num_slots": In(config.slot_bits + 1),
-            "base": In(ADDRESS_BITS),
+            "enable": Out(1),
+            "layer": Out(_bits(config.layers)),
+            "num_slots": Out(config.slot_bits + 1),
+            "base": Out(ADDRESS_BITS),
         }
     )
 

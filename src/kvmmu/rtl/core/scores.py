@@ -1,0 +1,182 @@
+"""What happens to one row's scores: stage 1 and 2 of the pipeline, and the row's minimum.
+
+Stage 1 reads a word as fixed_point does (a carry counts as 65535), lays the newcomer over its
+slot, takes the decay off and shifts the sum; stage 2 adds; the tree finds the least unprotected
+score, the lowest way on a tie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from kvmmu.rtl.config import SCORE_BITS, SUM_BITS, BlockConfig
+from kvmmu.rtl.core.context import context_layout, stage_layout
+from kvmmu.rtl.ports import settings_layout
+
+__all__ = ["RowMinimum", "RowUpdate", "clamped"]
+
+LARGEST = (1 << SCORE_BITS) - 1
+
+
+def clamped(word: Value) -> Value:
+    """Read a 17-bit word: its mantissa, 65535 if it carries."""
+    return Mux(word[SCORE_BITS], LARGEST, word[:SCORE_BITS])
+
+
+@dataclass(frozen=True)
+class _Protection:
+    now: Value
+    """The slot may not set off a rescale."""
+    after: Value
+    """The slot may not be the next step's victim."""
+
+
+class RowUpdate(wiring.Component):
+    """Turn words, positions and sums of a row into new words, two cycles later.
+
+    In the cycle in which stage, words, positions and sums are given nothing comes out; the new
+    words [W] of 17 bits and may_rescale, may_leave [W] belong to the row given two cycles before.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        self.config = config
+        ways = config.ways
+        super().__init__(
+            {
+                "settings": In(settings_layout(config)),
+                "stage": In(stage_layout(config)),
+                "context": In(context_layout(config)),
+                "words": In(data.ArrayLayout(config.word_bits, ways)),
+                "positions": In(data.ArrayLayout(config.position_bits, ways)),
+                "sums": In(data.ArrayLayout(SUM_BITS, ways)),
+                "new_words": Out(data.ArrayLayout(config.word_bits, ways)),
+                "may_rescale": Out(ways),
+                "may_leave": Out(ways),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        config = self.config
+        shift = Signal(6)
+        m.d.comb += shift.eq(self.context.exponent + self.settings.head_shift)
+        for way in range(config.ways):
+            held = Signal(name=f"held_{way}")
+            is_new = Signal(name=f"is_new_{way}")
+            m.d.comb += [
+                held.eq(~self.stage.is_last | (way <= self.context.last_way)),
+                is_new.eq(
+                    ~self.stage.rescales
+                    & (Cat(Const(way, config.way_bits), self.stage.row) == self.context.slot)
+                ),
+            ]
+            kept = self._protection(m, way, is_new=is_new)
+            faded = Signal(SCORE_BITS, name=f"faded_{way}")
+            added = Signal(SCORE_BITS, name=f"added_{way}")
+            can_rescale = Signal(name=f"can_rescale_{way}")
+            can_leave = Signal(name=f"can_leave_{way}")
+            m.d.sync += [
+                faded.eq(Mux(held, self._faded(m, way, is_new=is_new), 0)),
+                added.eq(Mux(held & ~self.stage.rescales, self._added(m, way, shift=shift), 0)),
+                can_rescale.eq(held & ~kept.now),
+                can_leave.eq(held & ~kept.after),
+                self.new_words[way].eq(faded + added),
+                self.may_rescale[way].eq(can_rescale),
+                self.may_leave[way].eq(can_leave),
+            ]
+        return m
+
+    def _protection(self, m: Module, way: int, *, is_new: Value) -> _Protection:
+        """Compare a slot with the sinks and the window; sink i sits in slot i."""
+        config, context = self.config, self.context
+        slot = Cat(Const(way, config.way_bits), self.stage.row)
+        is_sink = Signal(name=f"is_sink_{way}")
+        is_older = Signal(name=f"is_older_{way}")
+        is_first = Signal(name=f"is_first_{way}")
+        m.d.comb += [
+            is_sink.eq(slot < self.settings.num_sinks),
+            is_older.eq(self.positions[way] < context.first_kept),
+            is_first.eq(self.positions[way] == context.first_kept),
+        ]
+        stays = context.keeps_all | ~(is_older | is_first)
+        return _Protection(
+            now=is_sink | is_new | ~is_older,
+            after=is_sink | Mux(is_new, self.settings.window > 1, stays),
+        )
+
+    def _faded(self, m: Module, way: int, *, is_new: Value) -> Value:
+        """Take ceil(score / 2**k) off a score; halve a word (carry and all) that is rescaled."""
+        settings = self.settings
+        score = Signal(SCORE_BITS, name=f"score_{way}")
+        rest = Signal(SCORE_BITS, name=f"rest_{way}")  # the bits that the shift drops
+        loss = Signal(SCORE_BITS, name=f"loss_{way}")
+        m.d.comb += [
+            score.eq(Mux(is_new, 0, clamped(self.words[way]))),
+            rest.eq(score & ((Const(1, SCORE_BITS + 1) << settings.decay_shift) - 1)),
+            loss.eq(Mux(settings.decays, (score >> settings.decay_shift) + rest.any(), 0)),
+        ]
+        return Mux(self.stage.rescales, self.words[way] >> 1, score - loss)
+
+    def _added(self, m: Module, way: int, *, shift: Value) -> Value:
+        """Shift a sum to the table's exponent; 65535 if a row had too many beats for head_shift."""
+        shifted = Signal(SUM_BITS, name=f"shifted_{way}")
+        m.d.comb += shifted.eq(self.sums[way] >> shift)
+        return Mux(shifted[SCORE_BITS:].any(), LARGEST, shifted[:SCORE_BITS])
+
+
+class RowMinimum(wiring.Component):
+    """Find the least score of a row among those that may leave; combinational.
+
+    found = 0 where none may. Of equals the lowest way.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "words": In(data.ArrayLayout(config.word_bits, config.ways)),
+                "may_leave": In(config.ways),
+                "found": Out(1),
+                "score": Out(SCORE_BITS),
+                "way": Out(config.way_bits),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        keys = []
+        for way in range(self.config.ways):
+            key = Signal(SCORE_BITS + 1, name=f"key_{way}")  # the top bit: may not leave
+            m.d.comb += key.eq(Cat(clamped(self.words[way]), ~self.may_leave[way]))
+            keys.append((key, Const(way, self.config.way_bits)))
+        level = 0
+        while len(keys) > 1:
+            keys = [self._smaller(m, level, pair, keys) for pair in range(len(keys) // 2)]
+            level += 1
+        key, way_of_least = keys[0]
+        m.d.comb += [
+            self.found.eq(~key[-1]),
+            self.score.eq(key[:-1]),
+            self.way.eq(way_of_least),
+        ]
+        return m
+
+    def _smaller(
+        self, m: Module, level: int, pair: int, keys: list[tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """Choose between two neighbours; the left one, which holds the lower ways, on a tie."""
+        (left, left_way), (right, right_way) = keys[2 * pair], keys[2 * pair + 1]
+        takes_left = Signal(name=f"takes_left_{level}_{pair}")
+        key = Signal(SCORE_BITS + 1, name=f"key_{level}_{pair}")
+        way = Signal(self.config.way_bits, name=f"way_{level}_{pair}")
+        m.d.comb += [
+            takes_left.eq(left <= right),
+            key.eq(Mux(takes_left, left, right)),
+            way.eq(Mux(takes_left, left_way, right_way)),
+        ]
+        return key, way
