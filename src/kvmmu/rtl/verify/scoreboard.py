@@ -39,11 +39,13 @@ class SeenTable:
 class CosimReport:
     """Count what was compared and keep the first differences.
 
+    recorded counts the steps whose slot was compared with a recording besides the model.
     stall_cycles counts, a stream, the cycles in which valid waited for ready; those of the
     outputs are the driver's own back-pressure.
     """
 
     steps: int = 0
+    recorded: int = 0
     evictions: int = 0
     responses: int = 0
     tables_checked: int = 0
@@ -67,6 +69,7 @@ class Scoreboard:
         self.report = CosimReport()
         self._writes: deque[Write] = deque()
         self._responses: deque[Response] = deque()
+        self._recorded: deque[int | None] = deque()
 
     @property
     def is_settled(self) -> bool:
@@ -84,6 +87,7 @@ class Scoreboard:
             model.release(command.lane)
         elif (write := model.step(*at)) is not None:
             self._writes.append(write)
+            self._recorded.append(item.recorded_slot)
             model.accumulate(*at, masses=item.masses)
 
     def see_write(self, write: Write) -> None:
@@ -93,6 +97,10 @@ class Scoreboard:
         wanted = self._writes.popleft() if self._writes else None
         if write != wanted:
             self.differ(f"write {self.report.steps}: wanted {wanted}, got {write}")
+        recorded = self._recorded.popleft() if self._recorded else None
+        self.report.recorded += recorded is not None
+        if recorded not in (None, write.slot):
+            self.differ(f"write {self.report.steps}: recorded slot {recorded}, got {write}")
 
     def see_response(self, response: Response) -> None:
         """Compare an answer; the lane counts only where one was given."""

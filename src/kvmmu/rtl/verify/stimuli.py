@@ -32,10 +32,11 @@ _FLOOD_BEATS = 260
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One command, and its masses if it is a STEP."""
+    """One command; of a STEP its masses, and the slot that a recording says was written."""
 
     command: Command
     masses: Masses = ()
+    recorded_slot: int | None = None
 
 
 @dataclass(frozen=True)
