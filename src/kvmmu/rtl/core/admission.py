@@ -61,7 +61,7 @@ class Admission(wiring.Component):
                 "load": Out(1),
                 "context": Out(context_layout(config)),
                 "drop": Out(1),
-                "drop_lane": Out(command_layout(config)["lane"].shape),
+                "open_lane": Out(command_layout(config)["lane"].shape),
                 "idle": Out(1),
             }
         )
@@ -76,7 +76,7 @@ class Admission(wiring.Component):
             self.cmd.ready.eq((~self._has_command | self._ends) & ~self.halt),
             self.idle.eq(~self._has_command),
             self._lanes.lane.eq(self._command.lane),
-            self.drop_lane.eq(self._command.lane),
+            self.open_lane.eq(self._command.lane),
         ]
         with m.If(self._ends):
             m.d.sync += self._has_command.eq(0)

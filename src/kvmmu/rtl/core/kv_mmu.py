@@ -19,9 +19,12 @@ from kvmmu.rtl.core.address import AddressPipe
 from kvmmu.rtl.core.admission import Admission
 from kvmmu.rtl.core.pipeline import ScorePipeline
 from kvmmu.rtl.core.store import TableStore
+from kvmmu.rtl.core.swap import SwapStore
 from kvmmu.rtl.ports import (
     BlockError,
     command_layout,
+    fetch_layout,
+    image_layout,
     layer_settings_signature,
     mass_layout,
     response_layout,
@@ -38,18 +41,23 @@ class KvMmu(wiring.Component):
     def __init__(self, config: BlockConfig, *, macros: bool = False) -> None:
         self.config = config
         self.macros = macros
-        super().__init__(
-            {
-                "settings": In(settings_layout(config)),
-                "layer_settings": In(layer_settings_signature(config)),
-                "cmd": In(stream.Signature(command_layout(config))),
-                "rsp": Out(stream.Signature(response_layout(config))),
-                "mass": In(stream.Signature(mass_layout(config))),
-                "write": Out(stream.Signature(write_layout(config))),
-                "busy": Out(1),
-                "error": Out(BlockError),
+        members = {
+            "settings": In(settings_layout(config)),
+            "layer_settings": In(layer_settings_signature(config)),
+            "cmd": In(stream.Signature(command_layout(config))),
+            "rsp": Out(stream.Signature(response_layout(config))),
+            "mass": In(stream.Signature(mass_layout(config))),
+            "write": Out(stream.Signature(write_layout(config))),
+            "busy": Out(1),
+            "error": Out(BlockError),
+        }
+        if config.store == "dram":
+            members |= {
+                "fetch": Out(stream.Signature(fetch_layout(config))),
+                "image_in": In(stream.Signature(image_layout(config))),
+                "image_out": Out(stream.Signature(image_layout(config))),
             }
-        )
+        super().__init__(members)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -57,7 +65,10 @@ class KvMmu(wiring.Component):
         m.submodules.admission = admission = Admission(config, macros=self.macros)
         m.submodules.address = address = AddressPipe(config)
         m.submodules.pipeline = pipeline = ScorePipeline(config)
-        m.submodules.store = store = TableStore(config, macros=self.macros)
+        swaps = config.store == "dram"
+        m.submodules.store = store = (SwapStore if swaps else TableStore)(
+            config, macros=self.macros
+        )
         wiring.connect(m, wiring.flipped(self.cmd), admission.cmd)
         wiring.connect(m, admission.rsp, wiring.flipped(self.rsp))
         wiring.connect(m, wiring.flipped(self.mass), pipeline.mass)
@@ -70,6 +81,8 @@ class KvMmu(wiring.Component):
             pipeline.settings.eq(self.settings),
         ]
         self._connect_store(m, store, admission, pipeline)
+        if swaps:
+            self._connect_swap(m, store, admission)
         halt = Signal()
         m.d.comb += [
             halt.eq(self.error != BlockError.NONE),
@@ -82,6 +95,18 @@ class KvMmu(wiring.Component):
                 Mux(pipeline.lacks_victim, BlockError.NO_VICTIM, admission.error)
             )
         return m
+
+    def _connect_swap(self, m: Module, store: Any, admission: Any) -> None:
+        """Let the store see lanes and rows, and give it its streams."""
+        wiring.connect(m, store.fetch, wiring.flipped(self.fetch))
+        wiring.connect(m, wiring.flipped(self.image_in), store.image_in)
+        wiring.connect(m, store.image_out, wiring.flipped(self.image_out))
+        m.d.comb += [
+            store.open_lane.eq(admission.open_lane),
+            store.opened_last_row.eq(admission.context.last_row),
+            store.drop.eq(admission.drop),
+            store.drop_lane.eq(admission.open_lane),
+        ]
 
     def _connect_store(self, m: Module, store: Any, admission: Any, pipeline: Any) -> None:
         for name in ("open", "open_table", "is_fresh"):

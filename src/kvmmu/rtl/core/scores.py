@@ -63,8 +63,6 @@ class RowUpdate(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         config = self.config
-        shift = Signal(6)
-        m.d.comb += shift.eq(self.context.exponent + self.settings.head_shift)
         for way in range(config.ways):
             held = Signal(name=f"held_{way}")
             is_new = Signal(name=f"is_new_{way}")
@@ -82,7 +80,7 @@ class RowUpdate(wiring.Component):
             can_leave = Signal(name=f"can_leave_{way}")
             m.d.sync += [
                 faded.eq(Mux(held, self._faded(m, way, is_new=is_new), 0)),
-                added.eq(Mux(held & ~self.stage.rescales, self._added(m, way, shift=shift), 0)),
+                added.eq(Mux(held & ~self.stage.rescales, self._added(m, way), 0)),
                 can_rescale.eq(held & ~kept.now),
                 can_leave.eq(held & ~kept.after),
                 self.new_words[way].eq(faded + added),
@@ -122,11 +120,15 @@ class RowUpdate(wiring.Component):
         ]
         return Mux(self.stage.rescales, self.words[way] >> 1, score - loss)
 
-    def _added(self, m: Module, way: int, *, shift: Value) -> Value:
-        """Shift a sum to the table's exponent; 65535 if a row had too many beats for head_shift."""
+    def _added(self, m: Module, way: int) -> Value:
+        """Make a sum a word, 65535 if it had too many beats, and shift it to the exponent."""
         shifted = Signal(SUM_BITS, name=f"shifted_{way}")
-        m.d.comb += shifted.eq(self.sums[way] >> shift)
-        return Mux(shifted[SCORE_BITS:].any(), LARGEST, shifted[:SCORE_BITS])
+        word = Signal(SCORE_BITS, name=f"word_{way}")
+        m.d.comb += [
+            shifted.eq(self.sums[way] >> self.settings.head_shift),
+            word.eq(Mux(shifted[SCORE_BITS:].any(), LARGEST, shifted[:SCORE_BITS])),
+        ]
+        return word >> self.context.exponent
 
 
 class RowMinimum(wiring.Component):
