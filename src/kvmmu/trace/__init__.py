@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmmu.trace.agreement import VictimAgreement, VictimTally, agreement
 from kvmmu.trace.occupancy import occupancy
 from kvmmu.trace.reader import Trace, read
 from kvmmu.trace.replay import ReplayReport, replay
@@ -30,6 +31,9 @@ __all__ = [
     "TraceHeader",
     "TraceSummary",
     "TraceWriter",
+    "VictimAgreement",
+    "VictimTally",
+    "agreement",
     "flatten_writes",
     "masses_nbytes",
     "occupancy",
