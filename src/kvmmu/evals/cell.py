@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kvmmu.evals.agreement import has_integer_scores, watch
 from kvmmu.evals.answers import Tick, feed, judge
 from kvmmu.evals.cases import PERPLEXITY, PUBLISHED, TEXTS, Case
 from kvmmu.evals.documents import longest_text
@@ -20,6 +21,7 @@ from kvmmu.evals.streams import Stream, draw, pages
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.lm import LM
 from kvmmu.policies.base import POLICIES
+from kvmmu.trace.agreement import VictimTally
 
 __all__ = ["Cell", "cost", "describe_setting", "run_cell", "skipped"]
 
@@ -106,8 +108,10 @@ def run_cell(
         "rows": [[round(total, 6), count] for total, count in made.rows],
         "seconds": round(time.perf_counter() - began, 2),
     }
-    # the cell's own line last: where it stands, all of the cell does
-    return ([_survivors(cell, made.ages, stream.num_tokens)] if made.ages else []) + [line]
+    extra = [_survivors(cell, made.ages, stream.num_tokens)] if made.ages else []
+    if made.victims is not None:
+        extra.append(_agreement(cell, made.victims))
+    return [*extra, line]  # the cell's own line last: where it stands, all of the cell does
 
 
 @dataclass
@@ -116,6 +120,7 @@ class _Made:
 
     rows: list[list[float]] = field(default_factory=list)
     ages: list[torch.Tensor] = field(default_factory=list)
+    victims: VictimTally | None = None
     kv_bytes: int = 0
 
 
@@ -124,6 +129,10 @@ def _answer(cell: Cell, lm: LM, part: Stream, made: _Made, tick: Tick | None) ->
     setting, N = cell.setting, part.num_tokens
     B = part.ids.shape[0]
     cache = setting.make(lm.model, batch_size=B, num_tokens=N)
+    if cell.case.task == PERPLEXITY and isinstance(cache, SlotCache):
+        if has_integer_scores(cache.policy):
+            made.victims = made.victims or VictimTally()
+            watch(cache, made.victims)
     with setting.enabled(lm.model):
         guesses, losses = feed(lm.model, cache, part, chunk=setting.call_size(N), tick=tick)
     made.kv_bytes = kv_nbytes(cache) // B
@@ -203,6 +212,19 @@ def _kept_by_age(cache: SlotCache, newest: int) -> torch.Tensor:
     lanes = sum(cache.positions(i).shape[0] * cache.positions(i).shape[1]
                 for i in range(len(cache.layers)))  # fmt: skip
     return counts / (lanes * edges.diff().float())
+
+
+def _agreement(cell: Cell, victims: VictimTally) -> dict[str, Any]:
+    """Say how often fp32 scores would have chosen the victims of integer scores."""
+    return describe_setting(cell.setting) | {
+        "kind": "agreement",
+        "key": f"{cell.key}|agreement",
+        "num_tokens": cell.case.num_tokens,
+        "num_slots": cell.setting.num_slots(cell.case.num_tokens),
+        "size": cell.case.size,
+        "text": cell.case.text,
+        "victims": victims.made("float32").to_json(),
+    }
 
 
 def _edges(num_tokens: int) -> torch.Tensor:

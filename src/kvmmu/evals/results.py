@@ -4,6 +4,7 @@
     answers    one cell: rows [[score sum, answers], ...], a pair for each context
     pages      one cell: rows [[loss sum in nats, tokens], ...]
     survivors  share of the tokens of an age still held at the end of the pages
+    agreement  of integer scores: how many of the pages' victims fp32 scores would have chosen
     speed      tokens/s and their ratio to StaticCache, measured in turns
     skipped    a case that was not measured, and why: one that the full cache does not solve
 Every line but the first has a `key`; a key stands once. `size` is the number of answers (of

@@ -16,6 +16,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "pages": ("key", "text", "num_tokens", "policy", "label", "compression", "rows"),
     "speed": ("label", "compression", "num_tokens", "ratio_to_static"),
     "survivors": ("label", "compression", "num_tokens", "edges", "kept"),
+    "agreement": ("label", "compression", "num_tokens", "text", "victims"),
     "skipped": ("task", "mode", "num_tokens", "reason"),
 }
 """The kinds of lines that are read, and the fields that each must have; others may be null."""
@@ -76,6 +77,27 @@ def _is_rising(value: Any) -> bool:
     return _is_list(value, _is_number) and len(value) >= 2 and value == sorted(value)
 
 
+_VICTIMS = ("evictions", "same_slot", "same_or_tied", "num_ties", "chunk_evictions", "chunk_same")
+
+
+def _are_victims(value: Any) -> bool:
+    """Tell whether these are the counts of a VictimAgreement, none beyond its evictions."""
+    if not isinstance(value, dict) or value.get("weights") not in ("float32", "uq0.16"):
+        return False
+    if not all(_is_whole(value.get(name), 0) for name in _VICTIMS):
+        return False
+    if not all(_is_number(value.get(name), 0) for name in ("lost_mass", "least_mass")):
+        return False
+    ranks: Any = value.get("ranks")
+    return (
+        _is_list(ranks, lambda count: _is_whole(count, 0))
+        and sum(ranks) == value["evictions"]
+        and value["same_slot"] <= value["same_or_tied"] <= value["evictions"]
+        and value["num_ties"] <= value["evictions"]
+        and value["chunk_same"] <= value["chunk_evictions"]
+    )
+
+
 def _are_params(value: Any) -> bool:
     return isinstance(value, dict) and _is_number(value.get("depth", 0))
 
@@ -112,6 +134,7 @@ _FIELDS: dict[str, _Rule] = {
         "a list of two numbers", lambda value: _NUMBERS.holds(value) and len(value) == 2
     ),
     "log_likelihoods": _NUMBERS,
+    "victims": _Rule("the counts of an agreement of victims", _are_victims),
     "samples": _Rule("a list of [id, text]", lambda value: _is_list(value, _is_sample)),
 }
 _ROWS = {

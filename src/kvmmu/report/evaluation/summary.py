@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kvmmu.report.evaluation.agreement import agreement_rows
 from kvmmu.report.evaluation.bootstrap import CONFIDENCE, NUM_DRAWS, Draws, interval, unseen
 from kvmmu.report.evaluation.cells import Kept, Place, cell_rows, family_rows, measure
 from kvmmu.report.evaluation.costs import Costs, cost_rows, page_rows, survivor_rows
@@ -31,7 +32,8 @@ def summarise(results: Results) -> dict[str, Any]:
 
     Keys: about, method, settings, compressions, focus, headline, leaders, families, cells,
     published, perplexity, costs, survivors, not_measurable. Shares lie around [0, 1], intervals are
-    [low, high]; a row names its setting by `name`.
+    [low, high]; a row names its setting by `name`. Where scores were integers, `agreement` says
+    how many of their victims fp32 scores would have chosen.
     """
     pairs, num_left_out = pair(results.of("answers"))
     skips = skips_in_force(pairs, results.of("skipped"))
@@ -64,6 +66,8 @@ def summarise(results: Results) -> dict[str, Any]:
         "survivors": survivor_rows(results),
         "not_measurable": skip_rows(pairs, skips),
     }
+    if agreements := agreement_rows(results):
+        made["agreement"] = agreements
     _name_settings(made, pairs + pages)
     rounded: dict[str, Any] = _rounded(made)
     return rounded
@@ -179,7 +183,8 @@ def _leaders(kept: dict[Place, Families], compression: float) -> dict[str, Any] 
 
 def _name_settings(made: dict[str, Any], pairs: list[Pair]) -> None:
     """Give every row its setting's name: the granularity is told where a label has several."""
-    tables = ("headline", "families", "cells", "published", "perplexity", "costs", "survivors")
+    tables = ["headline", "families", "cells", "published", "perplexity", "costs", "survivors"]
+    tables += ["agreement"] if "agreement" in made else []
     rows = [row for table in tables for row in made[table]]
     rows += [row[which] for row in made["leaders"] for which in ("first", "second")]
     grains: dict[str, set[str]] = {}

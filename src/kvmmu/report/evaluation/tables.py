@@ -1,4 +1,4 @@
-"""An evaluation as tables: for a terminal of 80 columns, and in Markdown."""
+"""An evaluation as tables of texts, and in Markdown."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from kvmmu.report.evaluation.agreement import agreement_table
 from kvmmu.report.evaluation.names import (
     at,
     data_set_name,
@@ -20,9 +18,18 @@ from kvmmu.report.evaluation.names import (
     with_params,
 )
 from kvmmu.report.evaluation.results import FULL
-from kvmmu.report.evaluation.words import headline_words, method_notes, verdicts
+from kvmmu.report.evaluation.words import headline_words, method_notes
 
-__all__ = ["Grid", "grid_markdown", "grids", "markdown", "terminal_tables"]
+__all__ = [
+    "Grid",
+    "agreement_grid",
+    "grid_markdown",
+    "grids",
+    "headline_grid",
+    "markdown",
+    "published_grid",
+    "share",
+]
 
 Row = dict[str, Any]
 
@@ -42,7 +49,7 @@ def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[tuple[str, An
     return Grid(title, list(head), texts, [[value for _, value in row] for row in rows])
 
 
-def _share(row: Row) -> tuple[str, float | None]:
+def share(row: Row) -> tuple[str, float | None]:
     """Write a kept share with its interval; a star marks what is not measured in full."""
     if not row:
         return "–", None
@@ -59,7 +66,7 @@ def headline_grid(made: Row) -> Grid:
     """Lay out what each setting keeps at each compression, mean of all tasks."""
     rows = [
         [(name, None)]
-        + [_share(find(made["headline"], name=name, compression=c)) for c in made["compressions"]]
+        + [share(find(made["headline"], name=name, compression=c)) for c in made["compressions"]]
         for name in _names(made)
         if find(made["headline"], name=name)
     ]
@@ -72,7 +79,7 @@ def _part_grid(made: Row, part: str, title: str) -> Grid:
     rows = [r for r in made["headline"] if r["compression"] == made["focus"]]
     parts = sorted({name for row in rows for name in row[part]})
     body = [
-        [(row["name"], None), *(_share(row[part].get(name, {})) for name in parts)] for row in rows
+        [(row["name"], None), *(share(row[part].get(name, {})) for name in parts)] for row in rows
     ]
     return _grid(f"{title} at {at(made['focus'])}, %", ["setting", *parts], body)
 
@@ -87,7 +94,7 @@ def family_grid(made: Row, compression: float) -> Grid:
         own = [find(rows, task=task, mode=mode, name=name) for name in names]
         full = (percent(first["full_score"]), first["full_score"])
         chance = (percent(first["chance"]), first["chance"])
-        body.append([(family_name(first), None), full, chance, *map(_share, own)])
+        body.append([(family_name(first), None), full, chance, *map(share, own)])
     title = f"Accuracy kept at {at(compression)} by task (mode), %"
     return _grid(title, ["task (mode)", "full score", "chance", *names], body)
 
@@ -181,6 +188,11 @@ def _score(row: Row) -> str:
     return f"{percent(row['score'])} ({span(row['score_interval'])})"
 
 
+def agreement_grid(made: Row) -> Grid:
+    """Lay out how far integer scores agree with fp32 scores; no rows without integer scores."""
+    return _grid(*agreement_table(made.get("agreement", [])))
+
+
 def skip_grid(made: Row) -> Grid:
     """Lay out what could not be measured, and why."""
     body = [
@@ -212,6 +224,7 @@ def grids(made: Row) -> dict[str, Grid]:
     every |= {
         "published": published_grid(made),
         "perplexity": page_grid(made),
+        "agreement": agreement_grid(made),
         "all_costs": cost_grid(made["costs"], "at every size"),
         "skipped": skip_grid(made),
     }
@@ -237,58 +250,3 @@ def grid_markdown(grid: Grid) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
-
-
-def terminal_tables(made: Row) -> list[Table]:
-    """Lay out the headline, each task's best setting and the published benchmarks.
-
-    For 80 columns: long names are cut, and a table without rows is none.
-    """
-    tables = []
-    grid = headline_grid(made)
-    if grid.rows:
-        table = _table(grid.title)
-        table.add_column(grid.head[0], no_wrap=True, overflow="ellipsis", min_width=10)
-        for title in grid.head[1:]:
-            table.add_column(title, justify="right", no_wrap=True)
-        for row in grid.rows:
-            table.add_row(*row)
-        tables.append(table)
-    if made["focus"] is not None:
-        tables.append(_best_table(made))
-    if made["published"]:
-        tables.append(_published_table(made))
-    return tables
-
-
-def _published_table(made: Row) -> Table:
-    grid = published_grid(made)
-    table = _table(grid.title)
-    for title in grid.head[:2]:
-        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=8)
-    for title in ("cache", "docs", "score, %", "ppl"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*row[:-1])
-    return table
-
-
-def _best_table(made: Row) -> Table:
-    table = _table(f"Best setting of each task at {at(made['focus'])}")
-    table.add_column("task (mode)", no_wrap=True, overflow="ellipsis", min_width=12)
-    table.add_column("full", justify="right", no_wrap=True)
-    table.add_column("kept, %", justify="right", no_wrap=True, min_width=14)
-    table.add_column("by", no_wrap=True, overflow="ellipsis", min_width=6)
-    table.add_column("free?", no_wrap=True, min_width=6)
-    said = {"free": "yes", "open": "open", "lost": "no"}
-    for row in verdicts(made):
-        by = row["name"]
-        shares = percent(row["full_score"]), _share(row)[0]
-        table.add_row(family_name(row), *shares, by, said[row["verdict"]])
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
-    )

@@ -207,6 +207,14 @@ def method_notes(made: Row) -> list[str]:
             "Published benchmarks are listed by their scores, and enter the means where the full "
             "cache scores anything. Their perplexity is that of what follows a prompt, by document."
         )
+    if made.get("agreement"):
+        notes.append(
+            "Same victim: at every eviction of a decode step on the pages, the same policy in fp32 "
+            "is asked, with the same tokens held and unrounded attention weights; the integers "
+            "decide what is held. Or tied: fp32's slot had the lowest integer score too. Rank: "
+            "slots with a lower fp32 score than the victim's. In chunks: of the tokens that lost, "
+            "those that fp32 would have let go too."
+        )
     if method["num_broken_lines"]:
         notes.append(
             f"Lines that could not be read and were left out: {method['num_broken_lines']}."
