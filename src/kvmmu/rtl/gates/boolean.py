@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,17 +37,23 @@ class Expression:
 
         Raises SpecError if the expression uses another variable or n is too large.
         """
-        missing = [name for name in self.names if name not in names]
-        if missing:
-            raise SpecError(f"{self.text!r} must use only {list(names)}, got {missing[0]!r}")
         if len(names) > MAX_VARIABLES:
             raise SpecError(f"variables must be at most {MAX_VARIABLES}, got {len(names)}")
         rows = np.arange(1 << len(names))
         columns = {name: (rows >> i & 1).astype(np.bool_) for i, name in enumerate(names)}
-        return _evaluate(self.node, columns, len(rows))
+        return self.over(columns, len(rows))
+
+    def over(self, columns: Mapping[str, NDArray[np.bool_]], rows: int) -> NDArray[np.bool_]:
+        """Return the value in each row of `columns`, variable -> [rows]. Raises SpecError."""
+        missing = [name for name in self.names if name not in columns]
+        if missing:
+            raise SpecError(f"{self.text!r} must use only {list(columns)}, got {missing[0]!r}")
+        return _evaluate(self.node, columns, rows)
 
 
-def _evaluate(node: _Node, columns: dict[str, NDArray[np.bool_]], rows: int) -> NDArray[np.bool_]:
+def _evaluate(
+    node: _Node, columns: Mapping[str, NDArray[np.bool_]], rows: int
+) -> NDArray[np.bool_]:
     kind = node[0]
     if kind == "var":
         return columns[str(node[1])]
