@@ -8,8 +8,10 @@ write    out  slot's row to overwrite   one a STEP, in the order of the STEPs
 fetch    out  a table to bring on chip  store "dram" only: header and rows come on `image_in`
 image_in, image_out                     a header beat, then the rows of the table's held slots
 
-Settings are plain inputs, stable while the block is busy: a system on chip keeps them in its own
-registers. `layer_settings` is written once a layer before the first ADMIT.
+done is 1 for one cycle when a step is over and its table's next victim is known; busy covers every
+command and step under way. Settings are plain inputs, stable while the block is busy: a system on
+chip keeps them in its own registers. `layer_settings` is written once a layer before the first
+ADMIT.
 `error` is sticky: after it the block takes no beat until reset (fail-stop), because a dropped
 STEP would leave the mass stream out of step.
 """

@@ -48,6 +48,7 @@ class KvMmu(wiring.Component):
             "rsp": Out(stream.Signature(response_layout(config))),
             "mass": In(stream.Signature(mass_layout(config))),
             "write": Out(stream.Signature(write_layout(config))),
+            "done": Out(1),
             "busy": Out(1),
             "error": Out(BlockError),
         }
@@ -88,6 +89,7 @@ class KvMmu(wiring.Component):
             halt.eq(self.error != BlockError.NONE),
             admission.halt.eq(halt),
             pipeline.halt.eq(halt),
+            self.done.eq(pipeline.done),
             self.busy.eq(~admission.idle | pipeline.busy.any() | address.write.valid),
         ]
         with m.If(~halt):
