@@ -31,6 +31,7 @@ def test_integers_that_are_followed_are_those_of_the_cache(
     granularity: str, decay: float, horizon: int | None
 ) -> None:
     text = make_text(7, 70, lengths=[70, 61, 3])
+    text.valid[0, 50] = False  # a row that has no token at this step
     mmu = make_mmu(
         RCE(decay=decay, fixed_point=True),
         text,
@@ -44,7 +45,7 @@ def test_integers_that_are_followed_are_those_of_the_cache(
     assert torch.equal(seen.integer_scores, mmu.table.scores)
     tables = 2 if granularity == "head" else 1
     made = tally.made("float32")
-    assert made.evictions == tables * 2 * 35  # the third row is never full
+    assert made.evictions == tables * (2 * 35 - 1)  # the third row is never full
     assert made.evictions == sum(made.ranks)
     assert made.same_slot > 0.9 * made.evictions
     assert made.lost_mass >= made.least_mass > 0

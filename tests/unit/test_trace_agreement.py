@@ -184,6 +184,16 @@ def test_masses_that_were_not_recorded_are_refused(tmp_path: Path) -> None:
         tr.agreement(trace)
 
 
+def test_another_victim_without_a_tie_is_no_agreement() -> None:
+    tally = VictimTally()
+    exact = np.array([[0.3, 0.1, 0.2, np.inf], [0.3, 0.1, 0.2, np.inf]], np.float32)
+    integer = np.array([[3, 2, 1, np.inf], [3, 1, 1, np.inf]], np.float32)
+    tally.decode(exact, integer, slots=np.array([2, 1]), masses=exact)
+    made = tally.made("float32")
+    assert (made.evictions, made.same_slot, made.same_or_tied, made.num_ties) == (2, 1, 1, 1)
+    assert made.ranks == (1, 1)
+
+
 def test_parts_pool_to_the_whole() -> None:
     rng = np.random.default_rng(3)
     whole, parts = VictimTally(), [VictimTally(), VictimTally()]

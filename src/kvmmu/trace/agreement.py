@@ -135,13 +135,12 @@ class VictimTally:
         self._masses += [masses[rows, of].sum(dtype=np.float64) for of in (slots, best)]
 
     def chunk(self, exact: Ranks, is_lost: NDArray[np.bool_], *, num_new: int) -> None:
-        """Count the tokens that lost in a chunk; exact ranks, is_lost [N,C+T], -inf is no token."""
+        """Count the tokens [N,C+T] that lost in a chunk, of T = num_new; -inf ranks no token."""
         losers = exact.argsort(axis=-1, kind="stable")[..., :num_new]
         would = np.zeros(exact.shape, dtype=np.bool_)
         np.put_along_axis(would, losers, True, axis=-1)
-        lost = is_lost & (exact > -np.inf)
-        self._chunk[0] += int(lost.sum())
-        self._chunk[1] += int((lost & would).sum())
+        self._chunk[0] += int(is_lost.sum())
+        self._chunk[1] += int((is_lost & would).sum())
 
     def made(self, weights: Literal["float32", "uq0.16"]) -> VictimAgreement:
         """Return what was counted."""
@@ -245,9 +244,8 @@ class _Run:
                 self.scores[layer] = self.scores[layer][sources]
         elif event.kind != "merge":
             gone = np.isin(np.arange(batch), event.lanes)[:, None]
-            for layer, mmu in enumerate(self.tables):
+            for mmu in self.tables:  # an empty slot's score is not looked at
                 mmu.clear(gone)
-                self.scores[layer] = np.where(gone[..., None], 0, self.scores[layer])
 
 
 def _ranks(
