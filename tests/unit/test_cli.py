@@ -269,6 +269,9 @@ def test_masses_are_traced_and_their_size_is_said_first(tmp_path):
     trace = kvmmu.trace.read(file)
     trace.verify()
     assert trace.header.has_masses
+    made = kvmmu.trace.agreement(trace)
+    assert made.evictions > 0
+    assert f"{made.rate:.2%} of the {made.evictions:,} victims in decode" in said[-1]
 
 
 # ------------------------------------------------------------------------------------------ demo

@@ -124,8 +124,11 @@ def run(
     }
     done["cache"] = _describe_cache(lm, cache, out.past_key_values, length + len(ids) - 1)
     if trace is not None:
-        made = traces.summary(traces.read(trace))
-        done["trace"] = {"path": str(trace), "bytes": trace.stat().st_size} | made.to_json()
+        written = traces.read(trace)
+        done["trace"] = {"path": str(trace), "bytes": trace.stat().st_size}
+        done["trace"] |= traces.summary(written).to_json()
+        if masses:
+            done["trace"]["agreement"] = traces.agreement(written).to_json()
     return done
 
 
@@ -180,9 +183,16 @@ def describe_run(done: dict[str, Any]) -> str:
 def _describe_trace(made: dict[str, Any]) -> str:
     stay = made["residence_median"]
     stayed = "" if stay is None else f", an evicted token had stayed {stay:,} tokens (median)"
-    return (
+    line = (
         f"trace {made['path']}: {made['tokens']:,} tokens, {made['evictions']:,} evictions"
         f"{stayed}, {_mega(made['bytes_read'])} read, {_mega(made['bytes_written'])} written"
+    )
+    agreed = made.get("agreement", {})
+    if not agreed.get("evictions"):
+        return line
+    return (
+        f"{line}\nfp32 scores of the same masses would choose {agreed['rate']:.2%} of the "
+        f"{agreed['evictions']:,} victims in decode, {agreed['rate_or_tied']:.2%} but for ties"
     )
 
 
