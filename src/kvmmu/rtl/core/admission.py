@@ -109,8 +109,8 @@ class Admission(wiring.Component):
                 m.d.comb += self.error.eq(BlockError.INACTIVE_LANE)
             with m.Elif(is_step & (self._index > self._lanes.touched)):
                 m.d.comb += self.error.eq(BlockError.OUT_OF_ORDER)
-            with m.Elif(is_step & self.opened & self.header.position.all()):
-                m.d.comb += self.error.eq(BlockError.POSITION_OVERFLOW)
+            with m.Elif(is_step & self.opened & ~self.is_fresh & (self.header.position == 0)):
+                m.d.comb += self.error.eq(BlockError.POSITION_OVERFLOW)  # the count went round
 
     def _admit(self, m: Module) -> None:
         m.d.comb += [
