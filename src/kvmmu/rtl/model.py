@@ -181,6 +181,10 @@ class BlockModel:
         """Name the slot that a table's next token would take."""
         return int(self._tables[self.config.table_of(lane, layer, head)].victim())
 
+    def exponent(self, lane: int, layer: int, head: int) -> int:
+        """Return the exponent of a table that was touched."""
+        return int(self._tables[self.config.table_of(lane, layer, head)].exponents)
+
     def _check_lane(self, lane: int) -> int:
         if not 0 <= lane < self.config.lanes:
             return BlockError.OUT_OF_RANGE

@@ -43,11 +43,20 @@ class Contents:
         self._headers = self._named("headers")
 
     def scramble(self, ctx: SimulatorContext, rng: np.random.Generator) -> None:
-        """Fill every word of these memories at random: a table must not lean on what was there."""
+        """Fill these memories as an earlier request might have left them, or at random.
+
+        A table must not lean on what was there: small positions look like old tokens' own.
+        """
+        config = self.config
         for memory in (*self._words, *self._positions, self._headers):
-            width = int(memory.shape.width) if hasattr(memory.shape, "width") else memory.shape
+            width = int(memory.shape)
+            is_positions = memory in self._positions
             for row in range(memory.depth):
-                ctx.set(memory[row], int.from_bytes(rng.bytes(-(-width // 8))) % (1 << width))
+                bits = int.from_bytes(rng.bytes(-(-width // 8))) % (1 << width)
+                if is_positions and rng.random() < 0.8:
+                    old = rng.integers(0, 2 * config.slots, config.ways).tolist()
+                    bits = sum(p << (n * config.position_bits) for n, p in enumerate(old))
+                ctx.set(memory[row], bits)
 
     def table(self, ctx: SimulatorContext, number: int) -> SeenTable:
         """Read one table; slots not held hold anything."""

@@ -30,9 +30,8 @@ from kvmmu.rtl.verify.stimuli import Item
 
 __all__ = ["Pace", "cosimulate"]
 
-_STUCK_CYCLES = 3000
-"""Cycles without a beat after which the block is called stuck: a rescale of 4096 slots in rows of
-two is 2048 passes."""
+_STUCK_CYCLES = 200
+"""Cycles without a beat, besides two passes over a table, after which the block is called stuck."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +170,7 @@ class _Run:
         self.rsp = _Sink(dut.rsp, pace.rsp_stall)
         self.write = _Sink(dut.write, pace.write_stall)
         self.quiet_cycles = 0
+        self.stuck_cycles = _STUCK_CYCLES + 2 * config.rows
         self.most_mismatches = 1
 
     @property
@@ -198,8 +198,9 @@ class _Run:
         self.quiet_cycles = 0
         expects_stop = self.board.model.error != BlockError.NONE
         while not self.is_over:
-            if self.quiet_cycles > _STUCK_CYCLES and not expects_stop:
-                self.board.differ(f"no beat moved in {_STUCK_CYCLES} cycles")
+            if self.quiet_cycles > self.stuck_cycles and not expects_stop:
+                self.board.differ(f"no beat moved in {self.stuck_cycles} cycles")
+                return
             is_done = not self.cmd.beats and not self.mass.beats and self.board.is_settled
             if is_done and self.quiet_cycles > 0:
                 return
@@ -209,7 +210,7 @@ class _Run:
 
     async def compare(self, ctx: SimulatorContext) -> None:
         """Let the block run empty, then compare every held table."""
-        for _ in range(_STUCK_CYCLES):
+        for _ in range(self.stuck_cycles):
             if not ctx.get(self.dut.busy):
                 break
             await self.cycle(ctx)

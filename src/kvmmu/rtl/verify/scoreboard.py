@@ -47,6 +47,7 @@ class CosimReport:
     steps: int = 0
     recorded: int = 0
     evictions: int = 0
+    rescales: int = 0
     responses: int = 0
     tables_checked: int = 0
     cycles: int = 0
@@ -88,7 +89,9 @@ class Scoreboard:
         elif (write := model.step(*at)) is not None:
             self._writes.append(write)
             self._recorded.append(item.recorded_slot)
+            before = model.exponent(*at)
             model.accumulate(*at, masses=item.masses)
+            self.report.rescales += model.exponent(*at) > before
 
     def see_write(self, write: Write) -> None:
         """Compare a write command."""
@@ -123,12 +126,13 @@ class Scoreboard:
         held = min(wanted.num_seen, len(wanted.positions))
         self.report.tables_checked += 1
         pairs = {
-            "num_seen": (wanted.num_seen, seen.num_seen),
+            "num_seen": (wanted.num_seen % (1 << self.model.config.position_bits), seen.num_seen),
             "exponent": (wanted.exponent, seen.exponent),
             "positions": (wanted.positions[:held].tolist(), seen.positions[:held].tolist()),
             "mantissas": (wanted.mantissas[:held].tolist(), seen.mantissas[:held].tolist()),
         }
-        if seen.victim is not None and held == len(wanted.positions):
+        is_full = held == len(wanted.positions)
+        if seen.victim is not None and is_full and self.model.error == BlockError.NONE:
             pairs["victim"] = (self.model.victim(lane, layer, head), seen.victim)
         for name, (want, got) in pairs.items():
             if want != got:

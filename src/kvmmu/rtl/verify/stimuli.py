@@ -22,10 +22,9 @@ from kvmmu.rtl.transactions import BlockSettings, Command, LayerSettings, Masses
 
 __all__ = ["MASS_KINDS", "Item", "Mix", "draw_items", "draw_settings"]
 
-MASS_KINDS = ("uniform", "small", "equal", "zero", "full", "spike", "flood", "bits")
+MASS_KINDS = ("uniform", "small", "equal", "zero", "full", "spike", "bits")
 """uniform: any word; small: below 16; equal: one word for all; full: 65535; spike: one way of
-the row is large, the others zero; flood: so many full beats that the 24-bit sum saturates;
-bits: powers of two."""
+the row is large, the others zero; bits: powers of two."""
 _FLOOD_BEATS = 260
 """258 beats of 65535 pass 2**24 - 1."""
 
@@ -43,13 +42,15 @@ class Item:
 class Mix:
     """Weigh what is drawn: shares of commands, and of the kinds of masses.
 
-    most_beats is the largest number of beats of a row (floods excepted). order "sweep" steps
+    most_beats is the largest number of beats of a row; flood the share of steps with a row of so
+    many full beats that its 24-bit sum saturates. order "sweep" steps
     through all tables of a lane in turn, "same" repeats one table, "mixed" does both and random
     ones between them.
     """
 
     admit: float = 0.04
     release: float = 0.02
+    flood: float = 0.01
     most_beats: int = 2
     order: str = "mixed"
     masses: dict[str, float] = field(
@@ -60,7 +61,6 @@ class Mix:
             "zero": 1.0,
             "full": 1.0,
             "spike": 2.0,
-            "flood": 0.05,
             "bits": 2.0,
         }
     )
@@ -186,11 +186,14 @@ class _Draw:
             kinds = list(self.mix.masses)
             weights = np.array([self.mix.masses[kind] for kind in kinds])
             self.kind = str(self.rng.choice(kinds, p=weights / weights.sum()))
-            longest = 2 if self.kind == "flood" else 3 * self.config.slots
-            self.kind_left = int(self.rng.integers(1, longest + 1))
+            self.kind_left = int(self.rng.integers(1, 3 * self.config.slots + 1))
         self.kind_left -= 1
         same = int(self.rng.integers(0, MASS_MAX + 1))
-        return tuple(self._row(same) for _ in range(rows))
+        drawn = [self._row(same) for _ in range(rows)]
+        if self.rng.random() < self.mix.flood:
+            full = np.full((_FLOOD_BEATS, self.config.ways), MASS_MAX)
+            drawn[int(self.rng.integers(rows))] = full
+        return tuple(drawn)
 
     def _row(self, same: int) -> NDArray[np.integer[Any]]:
         """Draw one row's beats [beats, W]; what a slot not held gets is drawn like the others."""
@@ -208,7 +211,5 @@ class _Draw:
             return np.where(np.arange(ways) == rng.integers(ways), MASS_MAX, 0)[None].repeat(
                 beats, 0
             )
-        if kind == "flood":
-            return np.full((_FLOOD_BEATS, ways), MASS_MAX)
         value = {"equal": same, "zero": 0, "full": MASS_MAX}[kind]
         return np.full((self.mix.most_beats, ways), value)

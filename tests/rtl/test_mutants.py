@@ -1,0 +1,278 @@
+"""Each way in which the block could be wrong is caught by the random cosimulation.
+
+A mutant is the core's source with one text replaced. The core is copied to a package of another
+name, so that the true one stays as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import kvmmu.rtl
+
+pytest.importorskip("amaranth", reason="the RTL needs amaranth")
+
+from rtl_cases import Case
+
+CORE = Path(kvmmu.rtl.__file__).parent / "core"
+SEEDS = (2, 6, 13, 5, 8, 17)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replace `old` (found once) by `new` in one file of the core, and what `also` pairs."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    also: tuple[tuple[str, str], ...] = ()
+
+
+MUTANTS = (
+    # what the issue names
+    Mutant("tie goes to the higher way", "scores.py", "left <= right", "left < right"),
+    Mutant(
+        "tie goes to the later row", "pipeline.py", "(score < held.score)", "(score <= held.score)"
+    ),
+    Mutant(
+        "window one token short",
+        "admission.py",
+        "Mux(reach > window, reach - window, 0)",
+        "Mux(reach > window, reach - window + 1, 0)",
+    ),
+    Mutant(
+        "window one token long",
+        "admission.py",
+        "Mux(reach > window, reach - window, 0)",
+        "Mux(reach > window + 1, reach - window - 1, 0)",
+    ),
+    Mutant(
+        "beats of the row in flight not added",
+        "sums.py",
+        "held = Mux(starts, 0, self.sums[way])",
+        "held = 0",
+    ),
+    Mutant(
+        "newcomer not laid over its slot",
+        "scores.py",
+        "Mux(is_new, 0, clamped(",
+        "Mux(0, 0, clamped(",
+    ),
+    Mutant(
+        "newcomer not protected as victim",
+        "scores.py",
+        "Mux(is_new, self.settings.window > 1, stays)",
+        "stays",
+    ),
+    Mutant("sum wraps", "sums.py", "Mux(wide[-1], (1 << SUM_BITS) - 1, wide)", "wide"),
+    Mutant(
+        "word wraps",
+        "scores.py",
+        "Mux(shifted[SCORE_BITS:].any(), LARGEST, shifted[:SCORE_BITS])",
+        "shifted[:SCORE_BITS]",
+    ),
+    Mutant(
+        "protected score wraps",
+        "scores.py",
+        "Mux(word[SCORE_BITS], LARGEST, word[:SCORE_BITS])",
+        "word[:SCORE_BITS]",
+    ),
+    Mutant("table not cleared", "store.py", "Mux(was_fresh, 0, headers.rdata)", "headers.rdata"),
+    Mutant(
+        "touched tables kept over RELEASE and ADMIT",
+        "lane_table.py",
+        "[active[lane].eq(1), counts[lane].eq(0)]",
+        "active[lane].eq(1)",
+        also=(("[active[lane].eq(0), counts[lane].eq(0)]", "active[lane].eq(0)"),),
+    ),
+    # ours
+    Mutant("decay rounds down", "scores.py", " + rest.any(), 0)", ", 0)"),
+    Mutant("decay where none was asked for", "scores.py", "Mux(settings.decays, ", "Mux(1, "),
+    Mutant(
+        "decay taken again in a rescale",
+        "scores.py",
+        "self.words[way] >> 1, score - loss",
+        "(score - loss) >> 1, score - loss",
+    ),
+    Mutant(
+        "rescale leaves the exponent",
+        "pipeline.py",
+        "context.exponent + stage.rescales",
+        "context.exponent",
+    ),
+    Mutant("exponent shifts no mass", "scores.py", "word >> self.context.exponent", "word"),
+    Mutant(
+        "protected slot sets off a rescale",
+        "scores.py",
+        "can_rescale.eq(held & ~kept.now)",
+        "can_rescale.eq(held)",
+    ),
+    Mutant(
+        "slot not held may leave",
+        "scores.py",
+        "can_leave.eq(held & ~kept.after)",
+        "can_leave.eq(~kept.after)",
+    ),
+    Mutant(
+        "victim by this step's protection",
+        "scores.py",
+        "can_leave.eq(held & ~kept.after)",
+        "can_leave.eq(held & ~kept.now)",
+    ),
+    Mutant(
+        "rescale by the next step's protection",
+        "scores.py",
+        "can_rescale.eq(held & ~kept.now)",
+        "can_rescale.eq(held & ~kept.after)",
+    ),
+    Mutant(
+        "sinks one too many",
+        "scores.py",
+        "slot < self.settings.num_sinks",
+        "slot <= self.settings.num_sinks",
+    ),
+    Mutant(
+        "masses added again in a rescale",
+        "scores.py",
+        "Mux(held & ~self.stage.rescales, self._added(m, way), 0)",
+        "Mux(held, self._added(m, way), 0)",
+    ),
+    Mutant(
+        "evicts one token late",
+        "admission.py",
+        "evicts.eq(header.position >= num_slots)",
+        "evicts.eq(header.position > num_slots)",
+    ),
+    Mutant(
+        "full one token late",
+        "admission.py",
+        "is_full.eq(reach >= num_slots)",
+        "is_full.eq(reach > num_slots)",
+    ),
+    Mutant(
+        "last way one too few",
+        "admission.py",
+        "context.last_way.eq(last[: config.way_bits])",
+        "context.last_way.eq(last[: config.way_bits] - 1)",
+    ),
+    Mutant("highest free lane", "lane_table.py", "reversed(range(lanes))", "range(lanes)"),
+    Mutant(
+        "release frees no lane",
+        "lane_table.py",
+        "[active[lane].eq(0), counts[lane].eq(0)]",
+        "counts[lane].eq(0)",
+    ),
+    Mutant(
+        "all lanes share a table",
+        "admission.py",
+        "self._command.lane * config.tables_per_lane + self._index",
+        "self._index",
+    ),
+    Mutant(
+        "position not written",
+        "pipeline.py",
+        "Mux(holds_newcomer & ~third.rescales, newcomer, 0)",
+        "0",
+    ),
+    Mutant(
+        "position written in every row",
+        "pipeline.py",
+        "Mux(holds_newcomer & ~third.rescales, newcomer, 0)",
+        "newcomer",
+    ),
+    Mutant(
+        "least score kept from the step before", "pipeline.py", "Mux(fourth.is_last, 0, now)", "now"
+    ),
+    Mutant(
+        "same table may follow at once",
+        "admission.py",
+        "self.busy[n] & (self.tables[n] == self.open_table)",
+        "0",
+    ),
+    Mutant(
+        "lanes without a stride",
+        "address.py",
+        "target.write.lane * settings.lane_stride",
+        "target.write.lane * 0",
+    ),
+    Mutant(
+        "heads share their rows",
+        "address.py",
+        "target.write.head * target.num_slots + target.write.slot",
+        "target.write.slot",
+    ),
+    Mutant("slots without a stride", "address.py", "index * settings.slot_stride", "index"),
+    Mutant(
+        "write does not wait for ready", "address.py", "~self.write.valid | self.write.ready", "1"
+    ),
+    Mutant(
+        "decay of the next shift",
+        "scores.py",
+        "(score >> settings.decay_shift) +",
+        "(score >> (settings.decay_shift + 1)) +",
+    ),
+)
+NAMED = MUTANTS[:12]
+
+
+def load(mutant: Mutant | None, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Return the block's class of the core in which one text was replaced."""
+    package = folder / name
+    package.mkdir()
+    for source in CORE.glob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        if mutant is not None and source.name == mutant.file:
+            for old, new in ((mutant.old, mutant.new), *mutant.also):
+                assert text.count(old) == 1, f"{old!r} must stand once in {mutant.file}"
+                text = text.replace(old, new)
+        text = text.replace("kvmmu.rtl.core", name)
+        (package / source.name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module(f"{name}.kv_mmu").KvMmu
+
+
+@pytest.fixture
+def block_of(tmp_path, monkeypatch):
+    """Load mutants under names of their own and forget them afterwards."""
+    made = []
+
+    def make(mutant):
+        name = f"mutant_core_{len(made)}_{tmp_path.name}"
+        made.append(name)
+        return load(mutant, tmp_path, monkeypatch, name)
+
+    yield make
+    for module in [key for key in sys.modules if key.partition(".")[0] in made]:
+        del sys.modules[module]
+
+
+def is_caught(block) -> bool:
+    """Run the quick cosimulation until it differs; the SRAM's own assertion counts too."""
+    for seed in SEEDS:
+        try:
+            if not Case(seed, 120).run(block).is_equal:
+                return True
+        except AssertionError:
+            return True
+    return False
+
+
+def test_block_without_a_mutation_passes(block_of):
+    assert not is_caught(block_of(None))
+
+
+@pytest.mark.parametrize("mutant", NAMED, ids=lambda mutant: mutant.name)
+def test_mutant_is_caught(block_of, mutant):
+    assert is_caught(block_of(mutant))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS[len(NAMED) :], ids=lambda mutant: mutant.name)
+def test_further_mutant_is_caught(block_of, mutant):
+    assert is_caught(block_of(mutant))
