@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.events import CellEvents, Entry, compile_events
-from kvmmu.rtl.gates.kernel import MEMORY, NET, NODE, ROW
+from kvmmu.rtl.gates.memory_kernel import MEMORY
+from kvmmu.rtl.gates.net_kernel import NET, NODE, ROW
 from kvmmu.rtl.gates.netlist import ONE, ZERO, Netlist, signal_inputs
 
 __all__ = ["Compiled", "compile_netlist", "constant_nets"]
@@ -24,7 +25,7 @@ _Records = NDArray[Any]
 
 @dataclass
 class Compiled:
-    """Hold the kernel's arrays, which it changes; see NET, NODE, ROW and MEMORY there."""
+    """Hold the kernel's arrays, which it changes; see NET, NODE, ROW and MEMORY."""
 
     events: tuple[CellEvents, ...]
     nets: _Records

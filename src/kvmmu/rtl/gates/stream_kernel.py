@@ -8,7 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from kvmmu.rtl.gates.kernel import begin_cycle, drive, end_cycle, settle
+from kvmmu.rtl.gates.kernel import begin_cycle, settle
+from kvmmu.rtl.gates.memory_kernel import end_cycle
+from kvmmu.rtl.gates.net_kernel import drive
 
 __all__ = ["STREAM", "run_streams"]
 
