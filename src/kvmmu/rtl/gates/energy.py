@@ -28,7 +28,8 @@ from kvmmu.rtl.gates.liberty import Library, PowerArc
 from kvmmu.rtl.gates.loads import memory_pins
 from kvmmu.rtl.gates.netlist import Netlist, signal_inputs
 from kvmmu.rtl.gates.simulate import Activity
-from kvmmu.rtl.gates.timing import Timing, input_edges
+from kvmmu.rtl.gates.timing import Timing
+from kvmmu.rtl.gates.timing_pass import input_edges
 
 __all__ = ["LEFT_OUT", "Energy", "EnergyParts", "count_energy"]
 
