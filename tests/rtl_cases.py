@@ -15,9 +15,9 @@ from kvmmu.rtl.verify.stimuli import Mix, draw_items, draw_settings
 SIZES = ((4, 2), (8, 2), (8, 4), (16, 4), (32, 8))
 PACES = (
     Pace(),
-    Pace(cmd_gap=0.3, mass_gap=0.3, rsp_stall=0.3, write_stall=0.3),
-    Pace(mass_gap=0.6),
-    Pace(rsp_stall=0.8, write_stall=0.8),
+    Pace(cmd_gap=0.3, mass_gap=0.3, rsp_stall=0.3, write_stall=0.3, image_gap=0.3),
+    Pace(mass_gap=0.6, image_stall=0.5),
+    Pace(rsp_stall=0.8, write_stall=0.8, image_gap=0.8, image_stall=0.8),
 )
 
 

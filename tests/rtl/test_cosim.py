@@ -59,6 +59,20 @@ def test_lanes_that_leave_after_few_tokens_leave_nothing_behind():
     assert sum(report.responses for report in reports) > 80
 
 
+@pytest.mark.parametrize("seed", [5, 23])
+def test_tables_swapped_with_dram_answer_as_those_on_chip(seed):
+    report = Case(seed, 150, store="dram").run(KvMmu, check_every=25)
+    assert report.is_equal, report.mismatches
+    assert report.tables_checked > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2000, 2016))
+def test_many_steps_swapped_with_dram_answer_as_the_model(seed):
+    report = Case(seed, 1500, store="dram").run(KvMmu, check_every=100)
+    assert report.is_equal, report.mismatches
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1040))
 def test_hundred_thousand_random_steps_answer_as_the_model(seed):

@@ -32,6 +32,7 @@ class Mutant:
     old: str
     new: str
     also: tuple[tuple[str, str], ...] = ()
+    store: str = "sram"
 
 
 MUTANTS = (
@@ -217,6 +218,56 @@ MUTANTS = (
         "(score >> settings.decay_shift) +",
         "(score >> (settings.decay_shift + 1)) +",
     ),
+    # the tables that swap with DRAM
+    Mutant(
+        "image not sent",
+        "swap.py",
+        "self._dirty.bit_select(self.close_place, 1).eq(1)",
+        "self._dirty.bit_select(self.close_place, 1).eq(0)",
+        store="dram",
+    ),
+    Mutant(
+        "released table found on chip",
+        "swap.py",
+        "self._holds[n].eq(0)",
+        "self._holds[n].eq(1)",
+        store="dram",
+    ),
+    Mutant(
+        "image one row short",
+        "swap.py",
+        "is_last = self._row == self._last_rows[self._swapped]",
+        "is_last = self._row + 1 >= self._last_rows[self._swapped]",
+        store="dram",
+    ),
+    Mutant(
+        "carry lost on the way to DRAM",
+        "swap.py",
+        ".eq(clamped(word))",
+        ".eq(word[:16])",
+        store="dram",
+    ),
+    Mutant(
+        "table in use swapped out",
+        "swap.py",
+        "Mux(self._used.any(), self._used[0], ~last_opened)",
+        "~last_opened ^ self._used.any()",
+        store="dram",
+    ),
+    Mutant(
+        "fresh table with an old header",
+        "swap.py",
+        "self._headers[buffer].eq(0)",
+        "self._headers[buffer].eq(self._headers[buffer])",
+        store="dram",
+    ),
+    Mutant(
+        "payload of an image not held",
+        "swap.py",
+        "is_free = ~out.valid | out.ready",
+        "is_free = 1",
+        store="dram",
+    ),
 )
 NAMED = MUTANTS[:12]
 
@@ -252,11 +303,11 @@ def block_of(tmp_path, monkeypatch):
         del sys.modules[module]
 
 
-def is_caught(block) -> bool:
+def is_caught(block, store="sram") -> bool:
     """Run the quick cosimulation until it differs; the SRAM's own assertion counts too."""
     for seed in SEEDS:
         try:
-            if not Case(seed, 120).run(block).is_equal:
+            if not Case(seed, 120, store=store).run(block).is_equal:
                 return True
         except AssertionError:
             return True
@@ -267,12 +318,17 @@ def test_block_without_a_mutation_passes(block_of):
     assert not is_caught(block_of(None))
 
 
+@pytest.mark.slow
+def test_block_that_swaps_without_a_mutation_passes(block_of):
+    assert not is_caught(block_of(None), "dram")
+
+
 @pytest.mark.parametrize("mutant", NAMED, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(block_of, mutant):
-    assert is_caught(block_of(mutant))
+    assert is_caught(block_of(mutant), mutant.store)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS[len(NAMED) :], ids=lambda mutant: mutant.name)
 def test_further_mutant_is_caught(block_of, mutant):
-    assert is_caught(block_of(mutant))
+    assert is_caught(block_of(mutant), mutant.store)

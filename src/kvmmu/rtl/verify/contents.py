@@ -30,30 +30,30 @@ def find_memories(fragment: Fragment) -> dict[str, MemoryData]:
 
 
 class Contents:
-    """Read and fill the score, position and header memories of a block that is being simulated.
+    """Read and fill the memories of a block that is being simulated.
 
-    Raises IntegrityError if the design lacks one of them.
+    Tables are read where all of them are on chip. Raises IntegrityError if a memory is missing.
     """
 
     def __init__(self, config: BlockConfig, fragment: Fragment) -> None:
         self.config = config
         self._all = find_memories(fragment)
-        self._words = [self._named(f"words.{bank}") for bank in ("even", "odd")]
-        self._positions = [self._named(f"positions.{bank}") for bank in ("even", "odd")]
-        self._headers = self._named("headers")
+        if config.store == "sram":
+            self._words = [self._named(f"words.{bank}") for bank in ("even", "odd")]
+            self._positions = [self._named(f"positions.{bank}") for bank in ("even", "odd")]
+            self._headers = self._named("headers")
 
     def scramble(self, ctx: SimulatorContext, rng: np.random.Generator) -> None:
-        """Fill these memories as an earlier request might have left them, or at random.
+        """Fill all memories as an earlier request might have left them, or at random.
 
         A table must not lean on what was there: small positions look like old tokens' own.
         """
         config = self.config
-        for memory in (*self._words, *self._positions, self._headers):
-            width = int(memory.shape)
-            is_positions = memory in self._positions
+        for path, memory in self._all.items():
+            width, has_positions = int(memory.shape), "positions" in path
             for row in range(memory.depth):
                 bits = int.from_bytes(rng.bytes(-(-width // 8))) % (1 << width)
-                if is_positions and rng.random() < 0.8:
+                if has_positions and rng.random() < 0.8:
                     old = rng.integers(0, 2 * config.slots, config.ways).tolist()
                     bits = sum(p << (n * config.position_bits) for n, p in enumerate(old))
                 ctx.set(memory[row], bits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from kvmmu.rtl.model import BlockModel
 from kvmmu.rtl.ports import BlockError
 from kvmmu.rtl.transactions import BlockSettings
 from kvmmu.rtl.verify.contents import Contents
+from kvmmu.rtl.verify.images import ImageStore
 from kvmmu.rtl.verify.packing import (
     command_bits,
     layer_fields,
@@ -27,6 +27,7 @@ from kvmmu.rtl.verify.packing import (
 )
 from kvmmu.rtl.verify.scoreboard import CosimReport, Scoreboard
 from kvmmu.rtl.verify.stimuli import Item
+from kvmmu.rtl.verify.streams import Sink, Source
 
 __all__ = ["Pace", "cosimulate"]
 
@@ -38,13 +39,16 @@ _STUCK_CYCLES = 200
 class Pace:
     """Give, a stream, the share of cycles in which the outside is not ready to move a beat.
 
-    A source keeps valid up once it is up. 0 everywhere: back to back, nothing is held back.
+    A source keeps valid up once it is up. 0 everywhere: back to back, nothing is held back. image_*
+    are the DRAM's: gaps of image_in, stalls of image_out and fetch.
     """
 
     cmd_gap: float = 0.0
     mass_gap: float = 0.0
     rsp_stall: float = 0.0
     write_stall: float = 0.0
+    image_gap: float = 0.0
+    image_stall: float = 0.0
 
     def __post_init__(self) -> None:
         for name, share in vars(self).items():
@@ -66,12 +70,12 @@ def cosimulate(
     """Run items through the block and the model; stops at the most_mismatches-th difference.
 
     The memories start with random contents. After each check_every items (all of them if None)
-    the block is let run empty and every held table is compared.
+    the block is let run empty and every held table is compared; with store "dram" every image.
     """
     fragment = Fragment.get(dut, None)
     board = Scoreboard(BlockModel(config, settings))
     contents = Contents(config, fragment)
-    run = _Run(dut, config, board, contents, pace or Pace(), rng)
+    run = _Run(dut, board, contents, pace or Pace(), rng)
     run.most_mismatches = most_mismatches
 
     async def bench(ctx: SimulatorContext) -> None:
@@ -91,84 +95,33 @@ def cosimulate(
     return board.report
 
 
-class _Source:
-    """One input stream: beats wait here; valid stays up until the beat has moved."""
-
-    def __init__(self, stream: Any, gap: float) -> None:
-        self.stream, self.gap = stream, gap
-        self.payload = Value.cast(stream.payload)
-        self.beats: deque[int] = deque()
-        self.is_valid = False
-        self.stalls = 0
-
-    def offer(self, ctx: SimulatorContext, rng: np.random.Generator) -> None:
-        if self.is_valid or not self.beats or (self.gap and rng.random() < self.gap):
-            return
-        self.is_valid = True
-        ctx.set(self.stream.valid, 1)
-        ctx.set(self.payload, self.beats[0])
-
-    def moves(self, ctx: SimulatorContext) -> bool:
-        if not self.is_valid:
-            return False
-        if not ctx.get(self.stream.ready):
-            self.stalls += 1
-            return False
-        return True
-
-    def moved(self, ctx: SimulatorContext) -> None:
-        self.beats.popleft()
-        self.is_valid = False
-        ctx.set(self.stream.valid, 0)
-
-
-class _Sink:
-    """One output stream; what waits must stay as it is."""
-
-    def __init__(self, stream: Any, stall: float) -> None:
-        self.stream, self.stall = stream, stall
-        self.payload = Value.cast(stream.payload)
-        self.waiting: int | None = None
-        self.stalls = 0
-
-    def take(self, ctx: SimulatorContext, rng: np.random.Generator) -> tuple[int | None, str]:
-        """Return the beat that moves in this cycle, if one does, and what broke the contract."""
-        ready = not (self.stall and rng.random() < self.stall)
-        ctx.set(self.stream.ready, int(ready))
-        if not ctx.get(self.stream.valid):
-            fault = "valid fell before ready" if self.waiting is not None else ""
-            self.waiting = None
-            return None, fault
-        bits = int(ctx.get(self.payload))
-        fault = "payload changed while it waited" if self.waiting not in (None, bits) else ""
-        self.waiting = None if ready else bits
-        self.stalls += not ready
-        return (bits if ready else None), fault
-
-
 class _Run:
     """The streams of one simulation, advanced cycle by cycle."""
 
     def __init__(
         self,
         dut: Any,
-        config: BlockConfig,
         board: Scoreboard,
         contents: Contents,
         pace: Pace,
         rng: np.random.Generator,
     ) -> None:
-        self.dut, self.config, self.board, self.contents, self.rng = (
-            dut,
-            config,
-            board,
-            contents,
-            rng,
-        )
-        self.cmd = _Source(dut.cmd, pace.cmd_gap)
-        self.mass = _Source(dut.mass, pace.mass_gap)
-        self.rsp = _Sink(dut.rsp, pace.rsp_stall)
-        self.write = _Sink(dut.write, pace.write_stall)
+        self.dut, self.board, self.contents, self.rng = dut, board, contents, rng
+        self.config = config = board.model.config
+        self.sources = {
+            "cmd": Source(dut.cmd, pace.cmd_gap),
+            "mass": Source(dut.mass, pace.mass_gap),
+        }
+        self.sinks = {
+            "rsp": Sink(dut.rsp, pace.rsp_stall),
+            "write": Sink(dut.write, pace.write_stall),
+        }
+        self.images: ImageStore | None = None
+        if config.store == "dram":
+            self.images = ImageStore(config)
+            self.sources["image_in"] = Source(dut.image_in, pace.image_gap)
+            self.sinks["fetch"] = Sink(dut.fetch, pace.image_stall)
+            self.sinks["image_out"] = Sink(dut.image_out, pace.image_stall)
         self.quiet_cycles = 0
         self.stuck_cycles = _STUCK_CYCLES + 2 * config.rows
         self.most_mismatches = 1
@@ -193,61 +146,70 @@ class _Run:
         """Run items until every answer has come and every beat is in."""
         for item in items:
             self.board.give(item)
-            self.cmd.beats.append(command_bits(self.config, item.command))
-            self.mass.beats.extend(mass_beats(self.config, item.masses))
+            self.sources["cmd"].beats.append(command_bits(self.config, item.command))
+            self.sources["mass"].beats.extend(mass_beats(self.config, item.masses))
         self.quiet_cycles = 0
         expects_stop = self.board.model.error != BlockError.NONE
         while not self.is_over:
-            if self.quiet_cycles > self.stuck_cycles and not expects_stop:
-                self.board.differ(f"no beat moved in {self.stuck_cycles} cycles")
+            if self.quiet_cycles > self.stuck_cycles:
+                if not expects_stop:
+                    self.board.differ(f"no beat moved in {self.stuck_cycles} cycles")
                 return
-            is_done = not self.cmd.beats and not self.mass.beats and self.board.is_settled
-            if is_done and self.quiet_cycles > 0:
-                return
-            if expects_stop and self.quiet_cycles > 64:
+            waits = any(source.beats for source in self.sources.values())
+            if not waits and self.board.is_settled and self.quiet_cycles > 0:
                 return
             await self.cycle(ctx)
 
     async def compare(self, ctx: SimulatorContext) -> None:
-        """Let the block run empty, then compare every held table."""
+        """Let the block run empty, then compare every held table that can be read."""
         for _ in range(self.stuck_cycles):
             if not ctx.get(self.dut.busy):
                 break
             await self.cycle(ctx)
         for at in self.board.model.held_tables():
             number = self.config.table_of(*at)
-            self.board.check_table(at, self.contents.table(ctx, number))
+            if self.images is None:
+                self.board.check_table(at, self.contents.table(ctx, number))
+            elif number in self.images.tables:
+                self.board.check_table(at, self.images.table(number))
 
     async def cycle(self, ctx: SimulatorContext) -> None:
         """Advance one cycle: offer, look, tick, note what moved."""
-        for source in (self.cmd, self.mass):
+        for source in self.sources.values():
             source.offer(ctx, self.rng)
-        written, write_fault = self.write.take(ctx, self.rng)
-        answered, answer_fault = self.rsp.take(ctx, self.rng)
-        moving = [source for source in (self.cmd, self.mass) if source.moves(ctx)]
+        for sink in self.sinks.values():
+            sink.set_ready(ctx, self.rng)
+        taken = {name: sink.take(ctx) for name, sink in self.sinks.items()}
+        moving = [source for source in self.sources.values() if source.moves(ctx)]
         error = BlockError(ctx.get(Value.cast(self.dut.error)))
-        for name, fault in (("write", write_fault), ("rsp", answer_fault)):
-            if fault:
-                self.board.differ(f"{name}: {fault}")
         if error != BlockError.NONE and self.board.model.error == BlockError.NONE:
             self.board.see_error(error)
-        if written is not None:
-            self.board.see_write(write_of(self.config, written))
-        if answered is not None:
-            self.board.see_response(response_of(self.config, answered))
+        for name, (bits, fault) in taken.items():
+            fault = fault or ("" if bits is None else self._see(name, bits))
+            if fault:
+                self.board.differ(f"{name}: {fault}")
         await ctx.tick()
         for source in moving:
             source.moved(ctx)
-        is_quiet = not moving and written is None and answered is None
+        is_quiet = not moving and all(bits is None for bits, _ in taken.values())
         self.quiet_cycles = self.quiet_cycles + 1 if is_quiet else 0
-        self._count()
+        self.board.report.cycles += 1
+        ends = self.sources | self.sinks
+        self.board.report.stall_cycles = {name: end.stalls for name, end in ends.items()}
 
-    def _count(self) -> None:
-        report = self.board.report
-        report.cycles += 1
-        report.stall_cycles = {
-            "cmd": self.cmd.stalls,
-            "mass": self.mass.stalls,
-            "rsp": self.rsp.stalls,
-            "write": self.write.stalls,
-        }
+    def _see(self, name: str, bits: int) -> str:
+        """Pass a beat on to whoever it is for; returns what broke the contract."""
+        if name == "write":
+            write = write_of(self.config, bits)
+            self.board.see_write(write)
+            if self.images is not None and write.position == 0:
+                self.images.forget(self.config.table_of(write.lane, write.layer, write.head))
+        elif name == "rsp":
+            self.board.see_response(response_of(self.config, bits))
+        elif self.images is not None and name == "image_out":
+            return self.images.take(bits)
+        elif self.images is not None:
+            beats, fault = self.images.fetch(bits)
+            self.sources["image_in"].beats.extend(beats)
+            return fault
+        return ""
