@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, eval, report, simulate, plan, explore and lists.
+"""The command line: kvmmu demo, generate, eval, report, simulate, plan, explore, rtl and lists.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -27,6 +27,7 @@ from kvmmu.cli import (
     lm_eval,
     plan,
     report,
+    rtl,
     simulate,
 )
 from kvmmu.errors import IntegrityError, KVMMUError
@@ -157,6 +158,7 @@ app.command(
     "explore",
     epilog="Example: kvmmu explore --model llama_7b --area-mm2 7.5 --trials 100 --output search",
 )(explore.explore)
+app.add_typer(rtl.app, name="rtl")
 app.command("policies", epilog="Example: kvmmu policies --json")(lists.policies)
 app.command("models", epilog="Example: kvmmu models")(lists.models)
 

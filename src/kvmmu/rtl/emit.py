@@ -18,6 +18,7 @@ from amaranth.lib import wiring
 from kvmmu import __version__
 from kvmmu.errors import IntegrityError
 from kvmmu.rtl.config import BlockConfig
+from kvmmu.rtl.core.kv_mmu import KvMmu
 from kvmmu.rtl.port_list import list_ports
 from kvmmu.rtl.sram_verilog import SRAM_NAME, SramShape, sram_verilog
 from kvmmu.rtl.yosys import run_yosys, yosys_version
@@ -45,7 +46,7 @@ chformal -remove
 proc -nomux -norom
 memory_collect
 opt_clean
-write_verilog -norename -noattr block.v
+write_verilog -norename -noattr -simple-lhs block.v
 """
 _INSTANCE = re.compile(rf"^\s*cell \\({SRAM_NAME.pattern}) ", re.MULTILINE)
 
@@ -68,8 +69,6 @@ def emit(config: BlockConfig, folder: Path) -> Emitted:
 
     Raises YosysError if Yosys is missing or fails.
     """
-    from kvmmu.rtl.core.kv_mmu import KvMmu
-
     return emit_component(KvMmu(config, macros=True), folder, config=config)
 
 

@@ -14,7 +14,7 @@ from kvmmu.errors import IntegrityError
 from kvmmu.rtl.emit import BLOCK, SRAM, TOP, Emitted
 from kvmmu.rtl.yosys import YosysError, run_yosys, yosys_version
 
-__all__ = ["VERILATOR_WAIVERS", "Linted", "lint"]
+__all__ = ["VERILATOR_WAIVERS", "Linted", "lint", "tool_versions"]
 
 VERILATOR_WAIVERS: dict[str, str] = {
     "DECLFILENAME": "all modules lie in one file",
@@ -33,6 +33,7 @@ proc
 check -assert
 select -assert-none t:$dlatch t:$adlatch t:$dlatchsr
 """
+_ASKS = {"verilator": "--version", "iverilog": "-V"}
 _LIMIT_S = 120.0
 
 
@@ -69,20 +70,34 @@ def _yosys(emitted: Emitted) -> Linted:
 def _verilator(emitted: Emitted) -> Linted:
     waivers = [f"-Wno-{name}" for name in VERILATOR_WAIVERS]
     command = ["verilator", "--lint-only", "-Wall", *waivers, "--top-module", TOP, BLOCK, SRAM]
-    return _run("verilator", "--version", command, emitted.folder)
+    return _run(command, emitted.folder)
 
 
 def _icarus(emitted: Emitted) -> Linted:
     command = ["iverilog", "-tnull", "-g2001", "-Wall", "-Wno-timescale", "-s", TOP, BLOCK, SRAM]
-    return _run("iverilog", "-V", command, emitted.folder)
+    return _run(command, emitted.folder)
 
 
-def _run(tool: str, ask: str, command: list[str], folder: Path) -> Linted:
-    """Run a tool that must say nothing; absent where it is not installed."""
+def tool_versions() -> dict[str, str]:
+    """Return the version of every tool that lints, "" for one that is not installed."""
+    return {"yosys": yosys_version()} | {tool: _version(tool) for tool in _ASKS}
+
+
+def _version(tool: str) -> str:
+    """Ask a tool for its version; "" where it is not installed."""
     if shutil.which(tool) is None:
-        return Linted(tool, "", "absent")
-    said = subprocess.run([tool, ask], capture_output=True, text=True, check=False).stdout
+        return ""
+    said = subprocess.run([tool, _ASKS[tool]], capture_output=True, text=True, check=False).stdout
     found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    return found[0] if found else "unknown"
+
+
+def _run(command: list[str], folder: Path) -> Linted:
+    """Run a tool that must say nothing; absent where it is not installed."""
+    tool = command[0]
+    known = _version(tool)
+    if not known:
+        return Linted(tool, "", "absent")
     made = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=_LIMIT_S, check=False
     )
@@ -90,4 +105,4 @@ def _run(tool: str, ask: str, command: list[str], folder: Path) -> Linted:
     if made.returncode or text:
         first = " | ".join(text.splitlines()[:4])
         raise IntegrityError(f"{tool} must find nothing in {BLOCK}, it says: {first}")
-    return Linted(tool, found[0] if found else "unknown", "clean")
+    return Linted(tool, known, "clean")

@@ -1,0 +1,182 @@
+"""Synthesis with Yosys and ABC: Verilog to gates of a library.
+
+Units are mapped one by one and flattened afterwards, so a gate's name begins with its unit,
+pipeline.update.g17, and area and energy can be told unit by unit. No logic is shared across the
+border of two units. Initial values are dropped: silicon has none, only the reset.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kvmmu.errors import SpecError
+from kvmmu.rtl.emit import BLOCK, SRAM, TOP, Emitted
+from kvmmu.rtl.gates.liberty import Cell, Library
+from kvmmu.rtl.gates.liberty_syntax import read_text
+from kvmmu.rtl.yosys import run_yosys
+
+__all__ = [
+    "LOG",
+    "NETLIST",
+    "VERILOG",
+    "CellChoice",
+    "Goal",
+    "Recipe",
+    "choose_cells",
+    "synthesise",
+]
+
+NETLIST, VERILOG, STAT, LOG = "netlist.json", "netlist.v", "stat.json", "synth.log"
+_CELLS, _CONSTRAINTS, _RECIPE = "cells.lib", "abc.constr", "abc.script"
+Goal = Literal["area", "delay"]
+"""What mapping makes small; gates are sized for the clock in both."""
+_RECIPES: dict[Goal, str] = {
+    "area": (
+        "strash; &get -n; &fraig -x; &put; scorr; dc2; strash; &get -n; &dch -f; &nf; &put; "
+        "topo; buffer -c; upsize {D}; dnsize {D}; stime -p"
+    ),
+    "delay": (
+        "strash; &get -n; &fraig -x; &put; scorr; dc2; strash; if -g -K 6; strash; dch -f; "
+        "map -B 0.9 {D}; topo; buffer -c; upsize {D}; dnsize {D}; stime -p"
+    ),
+}
+"""ABC's commands; {D} is the clock's period. "delay" balances the logic before it maps."""
+_LOAD_FANOUT = 4
+"""Inputs of the driving cell that an output of a unit is taken to drive; assumed."""
+
+
+@dataclass(frozen=True)
+class CellChoice:
+    """Name the cells of a library that Yosys must be told: ties (cell, pin) and a driver.
+
+    A library without tie cells leaves constants in the netlist.
+    """
+
+    tie_high: tuple[str, str] | None
+    tie_low: tuple[str, str] | None
+    driver: str
+    load_pf: float
+
+
+def choose_cells(library: Library) -> CellChoice:
+    """Find the tie cells and the smallest buffer, or inverter if there is no buffer.
+
+    Raises SpecError if the library has no flip-flop, or neither buffer nor inverter.
+    """
+    usable = [cell for cell in library.cells.values() if not cell.unusable]
+    if not any(cell.kind == "flip_flop" for cell in usable):
+        raise SpecError(f"liberty must hold a flip-flop, got {library.name!r} without one")
+    drivers = {inverts: [c for c in usable if _repeats(c, inverts)] for inverts in (0, 1)}
+    found = drivers[0] or drivers[1]
+    if not found:
+        raise SpecError(f"liberty must hold a buffer or an inverter, got {library.name!r}")
+    driver = min(found, key=lambda cell: (cell.area_um2, cell.name))
+    load_pf = _LOAD_FANOUT * driver.pins[driver.inputs[0]].capacitance_pf
+    return CellChoice(_tie(usable, True), _tie(usable, False), driver.name, load_pf)
+
+
+def _repeats(cell: Cell, inverts: int) -> bool:
+    """Say whether a cell is a buffer (inverts = 0) or an inverter (1)."""
+    if cell.kind != "combinational" or len(cell.inputs) != 1 or len(cell.outputs) != 1:
+        return False
+    function = cell.pins[cell.outputs[0]].function
+    return function is not None and list(function.table(cell.inputs)) == [inverts, 1 - inverts]
+
+
+def _tie(cells: list[Cell], is_high: bool) -> tuple[str, str] | None:  # noqa: FBT001
+    """Find the smallest cell that has no input and drives a constant."""
+    found = [
+        cell
+        for cell in cells
+        if not cell.inputs and len(cell.outputs) == 1 and _constant(cell) is is_high
+    ]
+    if not found:
+        return None
+    cell = min(found, key=lambda c: (c.area_um2, c.name))
+    return cell.name, cell.outputs[0]
+
+
+def _constant(cell: Cell) -> bool | None:
+    """Return what a cell without inputs drives; None where the file does not say."""
+    function = cell.pins[cell.outputs[0]].function
+    return None if function is None or function.names else bool(function.table(())[0])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how to map: the cells to know of, the clock aimed at, what to make small, what to avoid.
+
+    Names in dont_use may hold the wildcards * and ?.
+    """
+
+    choice: CellChoice
+    clock_mhz: float
+    goal: Goal = "delay"
+    dont_use: tuple[str, ...] = ()
+
+    def files(self) -> dict[str, str]:
+        """Write ABC's commands and constraints (loads in fF); they lie beside the script."""
+        load_ff = self.choice.load_pf * 1e3
+        return {
+            _RECIPE: _RECIPES[self.goal] + "\n",
+            _CONSTRAINTS: f"set_driving_cell {self.choice.driver}\nset_load {load_ff:.3f}\n",
+        }
+
+    def script(self) -> str:
+        """Write the Yosys script; all its files lie in its folder."""
+        avoid = "".join(f" -dont_use {name}" for name in self.dont_use)
+        abc = f"abc -liberty {_CELLS}{avoid} -D {1e6 / self.clock_mhz:.0f}"
+        lines = [
+            f"read_verilog -lib {SRAM}",
+            f"read_verilog {BLOCK}",
+            f"hierarchy -check -top {TOP}",
+            "setattr -unset init w:*",
+            f"synth -top {TOP} -noabc",
+            f"dfflibmap -liberty {_CELLS}{avoid}",
+            f"{abc} -script {_RECIPE} -constr {_CONSTRAINTS}",
+            f"read_liberty -lib -ignore_miss_func {_CELLS}",
+            "setundef -zero",
+            *_ties(self.choice),
+            "opt_clean -purge",
+            "rename -enumerate -pattern g%",
+            "flatten -noscopeinfo",
+            "check -mapped -assert",
+            f"tee -q -o {STAT} stat -liberty {_CELLS} -json",
+            f"write_json {NETLIST}",
+            f"write_verilog -noattr -simple-lhs {VERILOG}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _ties(choice: CellChoice) -> Iterator[str]:
+    if choice.tie_high is not None and choice.tie_low is not None:
+        (high, high_pin), (low, low_pin) = choice.tie_high, choice.tie_low
+        yield f"hilomap -singleton -hicell {high} {high_pin} -locell {low} {low_pin}"
+
+
+def synthesise(emitted: Emitted, folder: Path, *, liberty: Path, recipe: Recipe) -> dict[str, Any]:
+    """Map the block onto a library; leaves the netlist, its Verilog, script and log in folder.
+
+    Returns what Yosys counts: cells by type, area. Raises YosysError if a step fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in emitted.sources:
+        shutil.copyfile(source, folder / source.name)
+    for name, text in (recipe.files() | {_CELLS: read_text(liberty)}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    run_yosys(recipe.script(), folder, name="synth")
+    return _counted(json.loads((folder / STAT).read_text(encoding="utf-8")))
+
+
+def _counted(stat: Mapping[str, Any]) -> dict[str, Any]:
+    """Take out what the report needs."""
+    design = stat["design"]
+    return {
+        "cells_by_type": dict(sorted(design["num_cells_by_type"].items())),
+        "logic_area_um2": design.get("area", 0.0),
+    }
