@@ -163,9 +163,11 @@ def run_streams(
     random: _Words,
     max_cycles: int,
     stall_cycles: int,
+    drain_cycles: int,
 ) -> int:
     """Run until all beats moved, a stall or max_cycles; return cycles, negative on a surplus."""
     idle = 0
+    drained = -1
     for cycle in range(max_cycles):
         begin_cycle(
             nets, nodes, fan, rows, edges, out_net, dirty, check, check_words, time, count,
@@ -188,6 +190,8 @@ def run_streams(
             left += streams[i].count - counters[i, 0]
         if moved < 0:
             return -(cycle + 1)
-        if left == 0 or idle >= stall_cycles:
+        if left == 0:
+            drained += 1
+        if drained == drain_cycles or idle >= stall_cycles:
             return cycle + 1
     return max_cycles

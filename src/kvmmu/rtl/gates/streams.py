@@ -79,9 +79,11 @@ def simulate_streams(
     constants: Mapping[str, int] | None = None,
     seed: int = 0,
     stall_cycles: int = 10_000,
+    drain_cycles: int = 0,
 ) -> StreamRun:
     """Run until every beat went in and came out; constants are plain inputs, port -> integer.
 
+    drain_cycles go on after the last beat, so that a beat too many that is still inside shows.
     Raises ValueError if a stream is not in the netlist or a beat does not fit, and RuntimeError
     if a sink is offered more beats than its count.
     """
@@ -96,7 +98,7 @@ def simulate_streams(
         simulation.cycle,
         *(simulation.input_nets, levels),
         *(setup.records, setup.payload, setup.beats, setup.gates, counters),
-        *(random, max_cycles, stall_cycles),
+        *(random, max_cycles, stall_cycles, drain_cycles),
     )
     simulation.cycle += abs(cycles)
     if cycles < 0:
