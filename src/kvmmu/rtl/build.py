@@ -13,7 +13,7 @@ from kvmmu import __version__
 from kvmmu.errors import IntegrityError
 from kvmmu.rtl.config import BlockConfig
 from kvmmu.rtl.emit import BLOCK, SRAM, emit
-from kvmmu.rtl.figures import gate_figures, sram_figures, time_figures
+from kvmmu.rtl.figures import gate_figures, macros_in, sram_figures, time_figures
 from kvmmu.rtl.gates.liberty import Library
 from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist import Netlist
@@ -102,7 +102,8 @@ class _Builder:
         if self.request.maps_gates:  # a wrong file is said before anything runs
             self.library = read_library(self.liberty)
             self.choice = choose_cells(self.library)
-            self.macros = [read_library(path) for path in self.sram_liberties]
+            self.srams = [read_library(path) for path in self.sram_liberties]
+            self.macros = [macro for library in self.srams for macro in macros_in(library)]
         self.emitted = emit(self.request.config, self.folder)
         report = self._head() | {"lint": self._lint()}
         if self.request.maps_gates:
@@ -150,13 +151,14 @@ class _Builder:
         return {
             "is_toy": request.is_toy,
             "library": _named(library),
-            "sram_libraries": [_named(one) for one in self.macros],
+            "sram_libraries": [_named(one) for one in self.srams],
             "clock_mhz": request.clock_mhz,
             "goal": request.goal,
             **made,
             **sram_figures(self.emitted.srams, self.macros),
             "timing": self._time(netlist),
             "left_out": [*_LEFT_OUT, _LEFT_OUT_ROWS if self.macros else _LEFT_OUT_SRAM],
+            "buffers_added": counted["buffers_added"],
             "synthesis_seconds": counted["seconds"],
         }
 
@@ -166,7 +168,7 @@ class _Builder:
             "netlist": digest_of(self.synth / NETLIST),
             "liberty": self.library.digest,
         }
-        inputs |= {"sram_liberties": [one.digest for one in self.macros]}
+        inputs |= {"sram_liberties": [one.digest for one in self.srams]}
         return self.stages.run(
             "time", inputs, lambda: time_figures(netlist, self.library, self.macros)
         )
@@ -179,10 +181,19 @@ class _Builder:
         )
         inputs = self._sources() | recipe.files()
         inputs |= {"script": recipe.script(), "liberty": self.library.digest}
+        inputs |= {"sram_liberties": [one.digest for one in self.srams]}
+        inputs |= {"kvmmu": __version__}
         return self.stages.run(
             "synthesise",
             inputs | {"yosys": yosys_version()},
-            lambda: synthesise(self.emitted, self.synth, liberty=self.liberty, recipe=recipe),
+            lambda: synthesise(
+                self.emitted,
+                self.synth,
+                liberty=self.liberty,
+                library=self.library,
+                macros=self.macros,
+                recipe=recipe,
+            ),
             outputs=[self.synth / NETLIST, self.synth / VERILOG],
         )
 

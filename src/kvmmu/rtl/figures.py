@@ -16,7 +16,7 @@ from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.timing import Endpoint, analyse_timing
 from kvmmu.rtl.sram_verilog import SramShape
 
-__all__ = ["gate_figures", "sram_figures", "time_figures", "unit_of"]
+__all__ = ["gate_figures", "macros_in", "sram_figures", "time_figures", "unit_of"]
 
 _SLEW_NS = 0.1
 """Slew of every input and of the clock; assumed."""
@@ -53,33 +53,33 @@ def _sums(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def sram_figures(srams: Mapping[SramShape, int], libraries: Sequence[Library]) -> dict[str, Any]:
-    """Make every bank of macros and sum their area; None where no SRAM library was named.
+def macros_in(library: Library) -> tuple[Macro, ...]:
+    """Return a library's SRAM macros. Raises SpecError if it holds none."""
+    found = macros_of(library)
+    if not found:
+        raise SpecError(f"an SRAM liberty must hold a macro, got {library.source!r} without")
+    return found
 
-    What selects one of several rows of macros is counted nowhere. Raises SpecError if a library
-    holds no macro.
+
+def sram_figures(srams: Mapping[SramShape, int], macros: Sequence[Macro]) -> dict[str, Any]:
+    """Make every bank of macros and sum their area; None where there are no macros.
+
+    What selects one of several rows of macros is counted nowhere.
     """
-    macros: list[Macro] = []
-    for library in libraries:
-        found = macros_of(library)
-        if not found:
-            raise SpecError(f"an SRAM liberty must hold a macro, got {library.source!r} without")
-        macros += found
     banks = [_bank(shape, count, macros) for shape, count in srams.items()]
     area = sum(bank["instances"] * bank["area_um2"] for bank in banks) if macros else None
     return {"srams": banks, "sram_area_um2": area}
 
 
-def time_figures(netlist: Netlist, library: Library, srams: Sequence[Library]) -> dict[str, Any]:
-    """Estimate the longest path; without SRAM libraries the banks are cut out.
+def time_figures(netlist: Netlist, library: Library, macros: Sequence[Macro]) -> dict[str, Any]:
+    """Estimate the longest path; without macros the banks are cut out.
 
     Their pins are then inputs at time 0 and outputs due at the next edge.
     """
-    macros = tuple(macro for one in srams for macro in macros_of(one))
     made = analyse_timing(
         netlist if macros else _without_memories(netlist),
         library,
-        macros,
+        tuple(macros),
         input_slew_ns=_SLEW_NS,
         clock_slew_ns=_SLEW_NS,
     )

@@ -21,6 +21,7 @@ VERILATOR_WAIVERS: dict[str, str] = {
     "WIDTH": "an operator of the netlist extends its narrower operand, as Verilog does",
     "UNSIGNED": "the unrolled code of way 0 compares with 0",
     "CASEINCOMPLETE": "every process assigns before its case; Yosys checks that no latch is left",
+    "UNOPTFLAT": "ready runs from bit to bit of one vector; Yosys checks that no bit loops",
     "UNUSEDSIGNAL": "fields of a packed port have names of their own; carries are cut off",
 }
 """Warnings of Verilator that are switched off, each with its reason."""

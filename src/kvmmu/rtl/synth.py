@@ -1,4 +1,4 @@
-"""Synthesis with Yosys and ABC: Verilog to gates of a library.
+"""Synthesis with Yosys and ABC: Verilog to gates of a library, then buffers between the units.
 
 Units are mapped one by one and flattened afterwards, so a gate's name begins with its unit,
 pipeline.update.g17, and area and energy can be told unit by unit. No logic is shared across the
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kvmmu.errors import SpecError
 from kvmmu.rtl.emit import BLOCK, SRAM, TOP, Emitted
+from kvmmu.rtl.fanout import buffer_nets, buffers_of
 from kvmmu.rtl.gates.liberty import Cell, Library
 from kvmmu.rtl.gates.liberty_syntax import read_text
+from kvmmu.rtl.gates.macros import Macro
 from kvmmu.rtl.yosys import run_yosys
 
 __all__ = [
@@ -33,6 +35,15 @@ __all__ = [
 
 NETLIST, VERILOG, STAT, LOG = "netlist.json", "netlist.v", "stat.json", "synth.log"
 _CELLS, _CONSTRAINTS, _RECIPE = "cells.lib", "abc.constr", "abc.script"
+_MAPPED = "mapped.json"
+_FINISH = f"""\
+read_json {_MAPPED}
+hierarchy -check -top {TOP}
+check -mapped -assert
+tee -q -o {STAT} stat -liberty {_CELLS} -json
+write_json {NETLIST}
+write_verilog -noattr -simple-lhs {VERILOG}
+"""
 Goal = Literal["area", "delay"]
 """What mapping makes small; gates are sized for the clock in both."""
 _RECIPES: dict[Goal, str] = {
@@ -71,8 +82,7 @@ def choose_cells(library: Library) -> CellChoice:
     usable = [cell for cell in library.cells.values() if not cell.unusable]
     if not any(cell.kind == "flip_flop" for cell in usable):
         raise SpecError(f"liberty must hold a flip-flop, got {library.name!r} without one")
-    drivers = {inverts: [c for c in usable if _repeats(c, inverts)] for inverts in (0, 1)}
-    found = drivers[0] or drivers[1]
+    found = buffers_of(library) or _inverters(usable)
     if not found:
         raise SpecError(f"liberty must hold a buffer or an inverter, got {library.name!r}")
     driver = min(found, key=lambda cell: (cell.area_um2, cell.name))
@@ -80,12 +90,14 @@ def choose_cells(library: Library) -> CellChoice:
     return CellChoice(_tie(usable, True), _tie(usable, False), driver.name, load_pf)
 
 
-def _repeats(cell: Cell, inverts: int) -> bool:
-    """Say whether a cell is a buffer (inverts = 0) or an inverter (1)."""
-    if cell.kind != "combinational" or len(cell.inputs) != 1 or len(cell.outputs) != 1:
-        return False
-    function = cell.pins[cell.outputs[0]].function
-    return function is not None and list(function.table(cell.inputs)) == [inverts, 1 - inverts]
+def _inverters(cells: list[Cell]) -> list[Cell]:
+    found = []
+    for cell in cells:
+        if cell.kind == "combinational" and len(cell.inputs) == len(cell.outputs) == 1:
+            function = cell.pins[cell.outputs[0]].function
+            if function is not None and list(function.table(cell.inputs)) == [True, False]:
+                found.append(cell)
+    return found
 
 
 def _tie(cells: list[Cell], is_high: bool) -> tuple[str, str] | None:  # noqa: FBT001
@@ -145,10 +157,7 @@ class Recipe:
             "opt_clean -purge",
             "rename -enumerate -pattern g%",
             "flatten -noscopeinfo",
-            "check -mapped -assert",
-            f"tee -q -o {STAT} stat -liberty {_CELLS} -json",
-            f"write_json {NETLIST}",
-            f"write_verilog -noattr -simple-lhs {VERILOG}",
+            f"write_json {_MAPPED}",
         ]
         return "\n".join(lines) + "\n"
 
@@ -159,10 +168,19 @@ def _ties(choice: CellChoice) -> Iterator[str]:
         yield f"hilomap -singleton -hicell {high} {high_pin} -locell {low} {low_pin}"
 
 
-def synthesise(emitted: Emitted, folder: Path, *, liberty: Path, recipe: Recipe) -> dict[str, Any]:
-    """Map the block onto a library; leaves the netlist, its Verilog, script and log in folder.
+def synthesise(
+    emitted: Emitted,
+    folder: Path,
+    *,
+    liberty: Path,
+    library: Library,
+    macros: Sequence[Macro],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Map the block onto a library; leaves the netlist, its Verilog, scripts and logs in folder.
 
-    Returns what Yosys counts: cells by type, area. Raises YosysError if a step fails.
+    Returns what Yosys counts: cells by type, area, and the buffers that were added between units.
+    Raises YosysError if a step fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for source in emitted.sources:
@@ -170,7 +188,12 @@ def synthesise(emitted: Emitted, folder: Path, *, liberty: Path, recipe: Recipe)
     for name, text in (recipe.files() | {_CELLS: read_text(liberty)}).items():
         (folder / name).write_text(text, encoding="utf-8")
     run_yosys(recipe.script(), folder, name="synth")
-    return _counted(json.loads((folder / STAT).read_text(encoding="utf-8")))
+    mapped = json.loads((folder / _MAPPED).read_text(encoding="utf-8"))
+    added = buffer_nets(mapped["modules"][TOP], library, macros)
+    (folder / _MAPPED).write_text(json.dumps(mapped), encoding="utf-8")
+    run_yosys(_FINISH, folder, name="finish")
+    stat = json.loads((folder / STAT).read_text(encoding="utf-8"))
+    return _counted(stat) | {"buffers_added": added}
 
 
 def _counted(stat: Mapping[str, Any]) -> dict[str, Any]:
