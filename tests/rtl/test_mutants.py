@@ -62,8 +62,8 @@ MUTANTS = (
     Mutant(
         "newcomer not laid over its slot",
         "scores.py",
-        "Mux(is_new, 0, clamped(",
-        "Mux(0, 0, clamped(",
+        "Mux(arrives, 0, self.words[way])",
+        "self.words[way]",
     ),
     Mutant(
         "newcomer not protected as victim",

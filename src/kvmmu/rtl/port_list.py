@@ -24,6 +24,7 @@ PORT_MEANINGS: dict[str, str] = {
     "image_out": "a table going to DRAM: the header, then its rows",
     "settings": "static settings; stable while the block is busy",
     "error": "why the block stopped, 0 while it runs; sticky until reset",
+    "done": "1 for one cycle when a step is over and its table's next victim is known",
     "busy": "1 while a command or a table is under way",
 }
 """What each member of the block's signature is for."""

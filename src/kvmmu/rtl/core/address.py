@@ -1,20 +1,31 @@
-"""Where a slot's row lies in DRAM, in three cycles; no page table.
+"""Where a slot's row lies in DRAM, in four cycles; no page table.
 
 address = layer's base + lane * lane_stride + (head * C_l + slot) * slot_stride  (modulo 2**40)
+
+Sums of 40 bits are made in two limbs of 20, and a product in two halves, so that no carry runs
+further than some 25 bits in one cycle:
+
+    cycle 1   index = head * C_l + slot; lane * both limbs of lane_stride
+    cycle 2   index * both halves of slot_stride; base + lane's part, limb by limb
+    cycle 3   the slot's part; low limb of the address
+    cycle 4   high limb
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvmmu.rtl.config import ADDRESS_BITS, BlockConfig
+from kvmmu.rtl.config import ADDRESS_BITS, STRIDE_BITS, BlockConfig
 from kvmmu.rtl.ports import settings_layout, write_layout
 
 __all__ = ["AddressPipe", "target_layout"]
+
+LIMB = ADDRESS_BITS // 2
+HALF = STRIDE_BITS // 2
 
 
 def target_layout(config: BlockConfig) -> data.StructLayout:
@@ -41,47 +52,69 @@ class AddressPipe(wiring.Component):
                 "settings": In(settings_layout(config)),
                 "target": In(stream.Signature(target_layout(config))),
                 "write": Out(stream.Signature(write_layout(config))),
+                "busy": Out(1),
             }
         )
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        moves_out, moves_second = Signal(), Signal()
-        layout = write_layout(self.config)
-        first, second = Signal(layout), Signal(layout)
-        has_first, has_second = Signal(), Signal()
-        target, settings = self.target.payload, self.settings
-        index_bits = self.config.slot_bits + 1 + first.head.shape().width
-        index = Signal(index_bits)  # rows of this lane and layer in front of the slot's
-        lane_offset, start, slot_offset = (Signal(ADDRESS_BITS) for _ in range(3))
-        base = Signal(ADDRESS_BITS)
+        self._held = [Signal(write_layout(self.config), name=f"write_{n}") for n in (1, 2, 3)]
+        self._has = Signal(3)
+        self._moves = Signal(4)  # what is before stage n goes into it
         m.d.comb += [
-            moves_out.eq(~self.write.valid | self.write.ready),
-            moves_second.eq(~has_second | moves_out),
-            self.target.ready.eq(~has_first | moves_second),
+            self._moves[3].eq(~self.write.valid | self.write.ready),
+            *(self._moves[n].eq(~self._has[n] | self._moves[n + 1]) for n in (2, 1, 0)),
+            self.target.ready.eq(self._moves[0]),
+            self.busy.eq(self._has.any() | self.write.valid),
         ]
-        with m.If(self.target.ready):
-            m.d.sync += has_first.eq(self.target.valid)
-            with m.If(self.target.valid):
-                m.d.sync += [
-                    first.eq(target.write),
-                    base.eq(target.base),
-                    index.eq(target.write.head * target.num_slots + target.write.slot),
-                    lane_offset.eq(target.write.lane * settings.lane_stride),
-                ]
-        with m.If(moves_second):
-            m.d.sync += has_second.eq(has_first)
-            with m.If(has_first):
-                m.d.sync += [
-                    second.eq(first),
-                    slot_offset.eq(index * settings.slot_stride),
-                    start.eq(base + lane_offset),
-                ]
-        with m.If(moves_out):
-            m.d.sync += self.write.valid.eq(has_second)
-            with m.If(has_second):
-                m.d.sync += [
-                    self.write.payload.eq(second),
-                    self.write.payload.address.eq(start + slot_offset),
-                ]
+        arrives = [self.target.valid, *self._has]
+        for n in range(3):
+            with m.If(self._moves[n]):
+                m.d.sync += self._has[n].eq(arrives[n])
+        with m.If(self._moves[3]):
+            m.d.sync += self.write.valid.eq(self._has[2])
+        self._add_up(m, [self._moves[n] & arrives[n] for n in range(4)])
         return m
+
+    def _add_up(self, m: Module, goes: list[Any]) -> None:
+        """Compute, stage by stage, in the cycle in which a write goes into the stage."""
+        target, settings = self.target.payload, self.settings
+        first, second, third = self._held
+        index = Signal(self.config.slot_bits + 1 + len(target.write.head))  # rows before the slot's
+        base, lane_high = Signal(ADDRESS_BITS), Signal(LIMB)
+        lane_low = Signal(LIMB + len(target.write.lane))
+        by_low, by_high = (Signal(len(index) + HALF, name=f"by_{n}") for n in ("low", "high"))
+        start_low, start_high = Signal(LIMB + 1), Signal(LIMB)
+        offset, low = Signal(ADDRESS_BITS), Signal(LIMB + 2)
+        kept_low, high = Signal(LIMB + 2), Signal(LIMB)
+        with m.If(goes[0]):
+            m.d.sync += [
+                first.eq(target.write),
+                base.eq(target.base),
+                index.eq(target.write.head * target.num_slots + target.write.slot),
+                lane_low.eq(target.write.lane * settings.lane_stride[:LIMB]),
+                lane_high.eq(target.write.lane * settings.lane_stride[LIMB:]),
+            ]
+        with m.If(goes[1]):
+            m.d.sync += [
+                second.eq(first),
+                by_low.eq(index * settings.slot_stride[:HALF]),
+                by_high.eq(index * settings.slot_stride[HALF:]),
+                start_low.eq(base[:LIMB] + lane_low[:LIMB]),
+                start_high.eq(base[LIMB:] + lane_high + lane_low[LIMB:]),
+            ]
+        m.d.comb += [
+            offset.eq(Cat(by_low[:HALF], by_low[HALF:] + by_high)),
+            low.eq(start_low + offset[:LIMB]),
+        ]
+        with m.If(goes[2]):
+            m.d.sync += [
+                third.eq(second),
+                kept_low.eq(low),
+                high.eq(start_high + offset[LIMB:]),
+            ]
+        with m.If(goes[3]):
+            m.d.sync += [
+                self.write.payload.eq(third),
+                self.write.payload.address.eq(Cat(kept_low[:LIMB], high + kept_low[LIMB:])),
+            ]

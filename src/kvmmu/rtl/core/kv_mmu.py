@@ -90,7 +90,7 @@ class KvMmu(wiring.Component):
             admission.halt.eq(halt),
             pipeline.halt.eq(halt),
             self.done.eq(pipeline.done),
-            self.busy.eq(~admission.idle | pipeline.busy.any() | address.write.valid),
+            self.busy.eq(~admission.idle | pipeline.busy.any() | address.busy),
         ]
         with m.If(~halt):
             m.d.sync += self.error.eq(

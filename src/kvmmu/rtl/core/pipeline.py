@@ -1,15 +1,16 @@
 """The score pipeline: beats in, rows read, updated and written back, the next victim out.
 
     cycle 0   a row's last beat is taken, its words and positions are read
-    cycle 1   SRAM out: newcomer laid over, decay, protection, the sum shifted
-    cycle 2   add
-    cycle 3   write back; least score of the row
-    cycle 4   least score of the table so far; after the last row the victim is known
-    cycle 5   header written, the step's context free again
+    cycle 1   what the SRAM gives is kept, the newcomer laid over it; the row's sums are shifted
+    cycle 2   decay, add, protection
+    cycle 3   write back; least score of the row, first half of the tree
+    cycle 4   second half
+    cycle 5   least score of the table so far; after the last row the victim is known
+    cycle 6   header written, the step's context free again
 
 Two contexts: while one step's rows are in the pipeline the next step's may follow without a gap.
 A step whose largest unprotected word carries is rescaled: once the pipeline has run empty, its rows
-pass again, each word halved, while the mass stream waits; that is ceil(held / W) + 5 cycles, once
+pass again, each word halved, while the mass stream waits; that is ceil(held / W) + 6 cycles, once
 in a doubling of the scores.
 """
 
@@ -77,7 +78,7 @@ class ScorePipeline(wiring.Component):
         layout = context_layout(self.config)
         self._contexts = Array(Signal(layout, name=f"context_{n}") for n in range(2))
         self._pending = Signal(2)  # steps that wait for their rescale
-        self._stages = [Signal(stage_layout(self.config), name=f"stage_{n}") for n in range(5)]
+        self._stages = [Signal(stage_layout(self.config), name=f"stage_{n}") for n in range(6)]
         self._update = RowUpdate(self.config)
         m.submodules.update = self._update
         self._take_steps(m)
@@ -104,7 +105,7 @@ class ScorePipeline(wiring.Component):
         """Read the row that enters, and feed what is read and summed to the update."""
         m.submodules.issue = issue = RowIssue(self.config)
         m.submodules.sums = sums = RowSums(self.config)
-        first, *_, third, _fourth = stages = self._stages
+        first, arriving, second, third = self._stages[:4]
         m.d.comb += [
             issue.halt.eq(self.halt),
             issue.valid.eq(self.mass.valid),
@@ -115,7 +116,7 @@ class ScorePipeline(wiring.Component):
             *(issue.last_rows[n].eq(self._contexts[n].last_row) for n in range(2)),
             issue.is_writing.eq(third.valid),
             issue.written_row.eq(third.row),
-            issue.is_moving.eq(Cat(*(stage.valid for stage in stages[1:])).any()),
+            issue.is_moving.eq(Cat(*(stage.valid for stage in self._stages[1:])).any()),
             issue.pending.eq(self._pending),
             sums.accept.eq(issue.accept),
             sums.masses.eq(self.mass.payload.masses),
@@ -125,13 +126,15 @@ class ScorePipeline(wiring.Component):
             self.read_place.eq(self._contexts[first.which].place),
             self.read_row.eq(first.row),
             self._update.settings.eq(self.settings),
-            self._update.stage.eq(stages[1]),
-            self._update.context.eq(self._contexts[stages[1].which]),
+            self._update.arriving.eq(arriving),
+            self._update.arriving_context.eq(self._contexts[arriving.which]),
+            self._update.stage.eq(second),
+            self._update.context.eq(self._contexts[second.which]),
             self._update.words.eq(self.read_words),
             self._update.positions.eq(self.read_positions),
             self._update.sums.eq(sums.sums),
         ]
-        m.d.sync += [after.eq(before) for before, after in pairwise(stages)]
+        m.d.sync += [after.eq(before) for before, after in pairwise(self._stages)]
         m.d.sync += self._pending.eq(self._pending & ~issue.started)
 
     def _write_rows(self, m: Module) -> None:
@@ -153,26 +156,29 @@ class ScorePipeline(wiring.Component):
         """Keep the least score of each step; end it, or send its rows round again."""
         config = self.config
         m.submodules.minimum = minimum = RowMinimum(config)
-        third, fourth = self._stages[3], self._stages[4]
-        carries = Cat(*(self._update.new_words[way][SCORE_BITS] for way in range(config.ways)))
-        found, score = Signal(), Signal(SCORE_BITS)  # of the row in stage 4
-        slot, overflows = Signal(config.slot_bits), Signal()
+        third, fourth, fifth = self._stages[3:]
+        words = self._update.new_words
+        carries = Cat(*(words[way][SCORE_BITS] for way in range(config.ways)))
+        found, score = Signal(), Signal(SCORE_BITS)  # of the row in cycle 5
+        slot = Signal(config.slot_bits)
+        overflowed, overflows = Signal(), Signal()  # of the rows in cycles 4 and 5
         m.d.comb += [
-            minimum.words.eq(self._update.new_words),
+            minimum.words.eq(words),
             minimum.may_leave.eq(self._update.may_leave),
         ]
         m.d.sync += [
+            overflowed.eq((carries & self._update.may_rescale).any() & ~third.rescales),
+            overflows.eq(overflowed),
             found.eq(minimum.found),
             score.eq(minimum.score),
-            slot.eq(Cat(minimum.way, third.row)),
-            overflows.eq((carries & self._update.may_rescale).any() & ~third.rescales),
+            slot.eq(Cat(minimum.way, fourth.row)),
         ]
         least = data.StructLayout(
             {"found": 1, "score": SCORE_BITS, "slot": config.slot_bits, "overflowed": 1}
         )
         kept = Array(Signal(least, name=f"least_{n}") for n in range(2))
         held, now = Signal(least), Signal(least)
-        m.d.comb += held.eq(kept[fourth.which])
+        m.d.comb += held.eq(kept[fifth.which])
         takes_row = found & (~held.found | (score < held.score))
         m.d.comb += [
             now.found.eq(held.found | found),
@@ -180,17 +186,17 @@ class ScorePipeline(wiring.Component):
             now.slot.eq(Mux(takes_row, slot, held.slot)),
             now.overflowed.eq(held.overflowed | overflows),
         ]
-        with m.If(fourth.valid):
-            m.d.sync += kept[fourth.which].eq(Mux(fourth.is_last, 0, now))
+        with m.If(fifth.valid):
+            m.d.sync += kept[fifth.which].eq(Mux(fifth.is_last, 0, now))
         goes_again = Signal()
         ends = Signal()
         m.d.comb += [
-            goes_again.eq(fourth.valid & fourth.is_last & now.overflowed),
-            ends.eq(fourth.valid & fourth.is_last & ~now.overflowed),
+            goes_again.eq(fifth.valid & fifth.is_last & now.overflowed),
+            ends.eq(fifth.valid & fifth.is_last & ~now.overflowed),
         ]
         with m.If(goes_again):
-            m.d.sync += self._pending.bit_select(fourth.which, 1).eq(1)
-        self._close(m, ends, fourth, now)
+            m.d.sync += self._pending.bit_select(fifth.which, 1).eq(1)
+        self._close(m, ends, fifth, now)
 
     def _close(self, m: Module, ends: Signal, stage: Any, least: Any) -> None:
         """Hand the step's header over and free its context."""

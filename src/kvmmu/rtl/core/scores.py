@@ -1,8 +1,9 @@
-"""What happens to one row's scores: stage 1 and 2 of the pipeline, and the row's minimum.
+"""What happens to one row's scores: the arithmetic of the pipeline, and the row's minimum.
 
-Stage 1 reads a word as fixed_point does (a carry counts as 65535), lays the newcomer over its
-slot, takes the decay off and shifts the sum; stage 2 adds; the tree finds the least unprotected
-score, the lowest way on a tie.
+Cycle 1 keeps what the SRAM gives, 0 for the newcomer, whose slot still holds the evicted token, and
+shifts the row's sums; cycle 2 reads a word as fixed_point does (a carry counts as 65535), takes the
+decay off and adds. The tree of cycles 3 and 4 finds the least unprotected score, the lowest way on
+a tie.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class _Protection:
 class RowUpdate(wiring.Component):
     """Turn words, positions and sums of a row into new words, two cycles later.
 
-    In the cycle in which stage, words, positions and sums are given nothing comes out; the new
-    words [W] of 17 bits and may_rescale, may_leave [W] belong to the row given two cycles before.
+    words, positions and sums are given together, in cycle 1 of a row, with `arriving`, the row's
+    stage, and `arriving_context`, its step's; stage and context are those of the row in cycle 2.
+    new_words [W] of 17 bits and may_rescale, may_leave [W] come out in a row's cycle 3.
     """
 
     def __init__(self, config: BlockConfig) -> None:
@@ -49,11 +51,13 @@ class RowUpdate(wiring.Component):
         super().__init__(
             {
                 "settings": In(settings_layout(config)),
-                "stage": In(stage_layout(config)),
-                "context": In(context_layout(config)),
+                "arriving": In(stage_layout(config)),
+                "arriving_context": In(context_layout(config)),
                 "words": In(data.ArrayLayout(config.word_bits, ways)),
                 "positions": In(data.ArrayLayout(config.position_bits, ways)),
                 "sums": In(data.ArrayLayout(SUM_BITS, ways)),
+                "stage": In(stage_layout(config)),
+                "context": In(context_layout(config)),
                 "new_words": Out(data.ArrayLayout(config.word_bits, ways)),
                 "may_rescale": Out(ways),
                 "may_leave": Out(ways),
@@ -63,29 +67,30 @@ class RowUpdate(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         config = self.config
+        self._words = Signal(self.words.shape())
+        self._positions = Signal(self.positions.shape())
+        m.d.sync += self._positions.eq(self.positions)
         for way in range(config.ways):
             held = Signal(name=f"held_{way}")
+            arrives = Signal(name=f"newcomer_arrives_{way}")
             is_new = Signal(name=f"is_new_{way}")
+            added = Signal(SCORE_BITS, name=f"added_{way}")
+            slot = Cat(Const(way, config.way_bits), self.arriving.row)
             m.d.comb += [
                 held.eq(~self.stage.is_last | (way <= self.context.last_way)),
-                is_new.eq(
-                    ~self.stage.rescales
-                    & (Cat(Const(way, config.way_bits), self.stage.row) == self.context.slot)
-                ),
+                arrives.eq(~self.arriving.rescales & (slot == self.arriving_context.slot)),
+            ]
+            m.d.sync += [
+                is_new.eq(arrives),
+                self._words[way].eq(Mux(arrives, 0, self.words[way])),
+                added.eq(Mux(self.arriving.rescales, 0, self._added(m, way))),
             ]
             kept = self._protection(m, way, is_new=is_new)
-            faded = Signal(SCORE_BITS, name=f"faded_{way}")
-            added = Signal(SCORE_BITS, name=f"added_{way}")
-            can_rescale = Signal(name=f"can_rescale_{way}")
-            can_leave = Signal(name=f"can_leave_{way}")
+            new = self._faded(m, way) + added
             m.d.sync += [
-                faded.eq(Mux(held, self._faded(m, way, is_new=is_new), 0)),
-                added.eq(Mux(held & ~self.stage.rescales, self._added(m, way), 0)),
-                can_rescale.eq(held & ~kept.now),
-                can_leave.eq(held & ~kept.after),
-                self.new_words[way].eq(faded + added),
-                self.may_rescale[way].eq(can_rescale),
-                self.may_leave[way].eq(can_leave),
+                self.new_words[way].eq(Mux(held, new, 0)),
+                self.may_rescale[way].eq(held & ~kept.now),
+                self.may_leave[way].eq(held & ~kept.after),
             ]
         return m
 
@@ -98,8 +103,8 @@ class RowUpdate(wiring.Component):
         is_first = Signal(name=f"is_first_{way}")
         m.d.comb += [
             is_sink.eq(slot < self.settings.num_sinks),
-            is_older.eq(self.positions[way] < context.first_kept),
-            is_first.eq(self.positions[way] == context.first_kept),
+            is_older.eq(self._positions[way] < context.first_kept),
+            is_first.eq(self._positions[way] == context.first_kept),
         ]
         stays = context.keeps_all | ~(is_older | is_first)
         return _Protection(
@@ -107,18 +112,19 @@ class RowUpdate(wiring.Component):
             after=is_sink | Mux(is_new, self.settings.window > 1, stays),
         )
 
-    def _faded(self, m: Module, way: int, *, is_new: Value) -> Value:
+    def _faded(self, m: Module, way: int) -> Value:
         """Take ceil(score / 2**k) off a score; halve a word (carry and all) that is rescaled."""
-        settings = self.settings
+        settings, word = self.settings, self._words[way]
+        fades = settings.decays & ~self.stage.rescales
         score = Signal(SCORE_BITS, name=f"score_{way}")
         rest = Signal(SCORE_BITS, name=f"rest_{way}")  # the bits that the shift drops
         loss = Signal(SCORE_BITS, name=f"loss_{way}")
         m.d.comb += [
-            score.eq(Mux(is_new, 0, clamped(self.words[way]))),
+            score.eq(Mux(self.stage.rescales, word >> 1, clamped(word))),
             rest.eq(score & ((Const(1, SCORE_BITS + 1) << settings.decay_shift) - 1)),
-            loss.eq(Mux(settings.decays, (score >> settings.decay_shift) + rest.any(), 0)),
+            loss.eq(Mux(fades, (score >> settings.decay_shift) + rest.any(), 0)),
         ]
-        return Mux(self.stage.rescales, self.words[way] >> 1, score - loss)
+        return score - loss
 
     def _added(self, m: Module, way: int) -> Value:
         """Make a sum a word, 65535 if it had too many beats, and shift it to the exponent."""
@@ -128,11 +134,11 @@ class RowUpdate(wiring.Component):
             shifted.eq(self.sums[way] >> self.settings.head_shift),
             word.eq(Mux(shifted[SCORE_BITS:].any(), LARGEST, shifted[:SCORE_BITS])),
         ]
-        return word >> self.context.exponent
+        return word >> self.arriving_context.exponent
 
 
 class RowMinimum(wiring.Component):
-    """Find the least score of a row among those that may leave; combinational.
+    """Find the least score of a row among those that may leave, in the cycle after it is given.
 
     found = 0 where none may. Of equals the lowest way.
     """
@@ -151,15 +157,16 @@ class RowMinimum(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        keys = []
+        keys: list[tuple[Any, Any]] = []
         for way in range(self.config.ways):
             key = Signal(SCORE_BITS + 1, name=f"key_{way}")  # the top bit: may not leave
             m.d.comb += key.eq(Cat(clamped(self.words[way]), ~self.may_leave[way]))
             keys.append((key, Const(way, self.config.way_bits)))
-        level = 0
-        while len(keys) > 1:
+        levels = self.config.way_bits
+        for level in range(levels):
             keys = [self._smaller(m, level, pair, keys) for pair in range(len(keys) // 2)]
-            level += 1
+            if level == (levels - 1) // 2:
+                keys = [self._kept(m, *node, number) for number, node in enumerate(keys)]
         key, way_of_least = keys[0]
         m.d.comb += [
             self.found.eq(~key[-1]),
@@ -167,6 +174,13 @@ class RowMinimum(wiring.Component):
             self.way.eq(way_of_least),
         ]
         return m
+
+    def _kept(self, m: Module, key: Any, way: Any, number: int) -> tuple[Any, Any]:
+        """Put the register of the tree behind a node, half way through its levels."""
+        kept_key = Signal(SCORE_BITS + 1, name=f"kept_key_{number}")
+        kept_way = Signal(self.config.way_bits, name=f"kept_way_{number}")
+        m.d.sync += [kept_key.eq(key), kept_way.eq(way)]
+        return kept_key, kept_way
 
     def _smaller(
         self, m: Module, level: int, pair: int, keys: list[tuple[Any, Any]]
