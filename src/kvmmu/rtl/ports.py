@@ -60,7 +60,7 @@ class BlockError(enum.Enum, shape=3):  # type: ignore[call-arg]
     INACTIVE_LANE = 1
     """STEP or RELEASE of a lane that was not admitted."""
     OUT_OF_RANGE = 2
-    """lane, layer, head or op past what was built."""
+    """lane, layer, head or op past what was built; C_l of a layer outside [1, slots]."""
     OUT_OF_ORDER = 3
     """The first step of a table before that of the table in front of it."""
     POSITION_OVERFLOW = 4

@@ -102,7 +102,15 @@ class Admission(wiring.Component):
             ~is_step | (command.layer < config.layers) & (command.head < config.heads)
         )
         m.d.comb += self._index.eq(command.layer * config.heads + command.head)
-        with m.If(self._has_command & (command.op != Op.ADMIT)):
+        setup = self.layer_settings
+        bad_setup = (
+            (setup.layer >= config.layers)
+            | (setup.num_slots == 0)
+            | (setup.num_slots > config.slots)
+        )
+        with m.If(setup.enable & bad_setup):
+            m.d.comb += self.error.eq(BlockError.OUT_OF_RANGE)
+        with m.Elif(self._has_command & (command.op != Op.ADMIT)):
             with m.If(~in_range | (command.op.as_value() == 3)):
                 m.d.comb += self.error.eq(BlockError.OUT_OF_RANGE)
             with m.Elif(~self._lanes.is_active):
