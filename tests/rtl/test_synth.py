@@ -7,7 +7,9 @@ import json
 from collections import Counter
 
 import pytest
+from typer.testing import CliRunner
 
+from kvmmu.cli import app
 from kvmmu.errors import SpecError
 
 pytest.importorskip("amaranth", reason="needs kvmmu[rtl]")
@@ -114,6 +116,19 @@ def test_second_build_maps_nothing_again(built):
     assert build(REQUEST, folder) == report
     assert netlist.stat().st_mtime_ns == before
     assert not log.exists()
+
+
+def test_command_line_goes_on_with_a_build_and_prints_its_figures(built):
+    folder, report = built
+    sizes = ["--slots", "16", "--ways", "4", "--lanes", "2", "--layers", "2"]
+    line = ["rtl", "build", *sizes, "--goal", "area", "--output", str(folder)]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in ("logic area", "SRAM area", "critical path", "toy library: invented numbers"):
+        assert part in text
+    assert f"cells {report['cells']:,}" in text
+    assert "left out: wires" in text
 
 
 def test_build_without_gates_stops_after_lint(tmp_path):

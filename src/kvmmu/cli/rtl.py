@@ -1,24 +1,37 @@
-"""kvmmu rtl: the KV-MMU in hardware, from Verilog to gates."""
+"""kvmmu rtl: the KV-MMU in hardware, from Verilog to gates, and beside a recorded trace."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvmmu.cli.lists import AsJson
+from kvmmu.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from kvmmu.rtl.build import Build
+    from collections.abc import Iterator
 
-__all__ = ["app", "build"]
+    from kvmmu.cli.progress import Bar
+    from kvmmu.rtl.build import Build
+    from kvmmu.rtl.verify.stimuli import Item
+
+__all__ = ["app", "build", "verify"]
+
+_HELD_BACK = 0.2
+"""Share of cycles in which the outside holds a stream back."""
+_STEPS_BETWEEN_CHECKS = 50
+"""Tokens of a lane after which the tables' contents are compared."""
+_COMPARED = ("steps", "recorded", "evictions", "rescales", "tables_checked", "num_mismatches")
 
 app = typer.Typer(
-    help="The KV-MMU in hardware: Verilog, lint, synthesis.",
+    help="The KV-MMU in hardware: Verilog, lint, synthesis, and a check against a trace.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,6 +58,12 @@ DontUse = Annotated[
     list[str] | None, typer.Option(help="A cell to avoid, * and ? allowed; may be repeated.")
 ]
 NoSynth = Annotated[bool, typer.Option("--no-synth", help="Stop after Verilog and lint.")]
+TraceFile = Annotated[
+    Path, typer.Argument(help="A trace with masses, decode steps alone (chunk_size=1).")
+]
+Beats = Annotated[int, typer.Option(help="Beats of a row, 1 to 256, a power of two.")]
+Steps = Annotated[int | None, typer.Option(help="Stop after so many steps of the trace.")]
+Seed = Annotated[int, typer.Option(help="Seed of memory contents, back-pressure and beats.")]
 Output = Annotated[
     Path, typer.Option(help="Folder of the Verilog, netlist, logs and report; a build goes on.")
 ]
@@ -83,12 +102,8 @@ def build(
         raise ValueError(f"--output must be a folder, got the file {str(output)!r}")
     from kvmmu.rtl.config import BlockConfig
 
-    try:
+    with _needs_amaranth():
         from kvmmu.rtl.build import Build
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "amaranth":
-            raise
-        raise ValueError("the RTL needs amaranth; pip install 'kvmmu[rtl]'") from None
     request = Build(
         BlockConfig(
             slots=slots, ways=ways, lanes=lanes, layers=layers, heads=heads,
@@ -99,6 +114,17 @@ def build(
         dont_use=tuple(dont_use or ()), maps_gates=not no_synth,
     )  # fmt: skip
     _run(request, output, is_json=as_json)
+
+
+@contextmanager
+def _needs_amaranth() -> Generator[None]:
+    """Say in one line what to install. Raises ValueError where the extra is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "amaranth":
+            raise
+        raise ValueError("the RTL needs amaranth; pip install 'kvmmu[rtl]'") from None
 
 
 def _run(request: Build, output: Path, *, is_json: bool) -> None:
@@ -143,3 +169,83 @@ def _print(report: Mapping[str, Any]) -> None:
     console.print(table)
     for text in report.get("left_out", []):
         console.print(f"left out: {text}", style="dim")
+
+
+@app.command(epilog="Example: kvmmu rtl verify run.trace --ways 16 --steps 200")
+def verify(
+    trace: TraceFile,
+    *,
+    ways: Ways = 16,
+    store: Store = "sram",
+    beats: Beats = 1,
+    steps: Steps = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate the RTL on a recorded trace beside the integer model and the recorded slots.
+
+    Every DRAM write must name the slot that the library wrote; at the end every table is compared.
+    Says whether the trace is a hard enough test. A difference is a fault: exit 1.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    if not trace.is_file():
+        raise ValueError(f"TRACE must be a file that exists, got {str(trace)!r}")
+    result = _verify(trace, ways, store, beats, steps, seed)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for label, value in result["compared"].items():
+            typer.echo(f"{label.removeprefix('num_').replace('_', ' ')}: {value:,}")
+    for fault in result["too_easy"]:
+        typer.echo(f"too easy a test: {fault}", err=True)
+    if result["mismatches"]:
+        raise IntegrityError(f"the RTL must write the slots recorded: {result['mismatches'][0]}")
+
+
+def _verify(
+    path: Path, ways: int, store: str, beats: int, steps: int | None, seed: int
+) -> dict[str, Any]:
+    """Run the block on a trace, held back at every stream, and count what was compared."""
+    import numpy as np
+
+    from kvmmu.cli.progress import bar
+
+    with _needs_amaranth():
+        from kvmmu.rtl.core.kv_mmu import KvMmu
+        from kvmmu.rtl.verify.driver import Pace, cosimulate
+        from kvmmu.rtl.verify.traces import block_of, measure, read_decodes, trace_items
+    read = read_decodes(path)
+    config, settings = block_of(read, ways=ways, beats=beats)
+    config = replace(config, store=store)  # type: ignore[arg-type]
+    hardness = measure(read)
+    items = trace_items(read, ways=ways, beats=beats, seed=seed, most_steps=steps)
+    began = time.perf_counter()
+    with bar("verify", (steps or read.num_steps) * config.tables) as shown:
+        made = cosimulate(
+            KvMmu(config),
+            config,
+            settings=settings,
+            items=_told(items, shown),
+            rng=np.random.default_rng(seed),
+            pace=Pace(*[_HELD_BACK] * len(fields(Pace))),
+            check_every=config.tables * _STEPS_BETWEEN_CHECKS,
+        )
+    seconds = time.perf_counter() - began
+    typer.echo(f"simulated {made.cycles:,} cycles in {seconds:.1f} s", err=True)
+    return {
+        "compared": {name: getattr(made, name) for name in _COMPARED},
+        "mismatches": made.mismatches,
+        "too_easy": list(hardness.faults),
+        "trace": vars(hardness),
+        "config": vars(config),
+        "seed": seed,
+        "cycles": made.cycles,
+    }
+
+
+def _told(items: Iterator[Item], shown: Bar) -> Iterator[Item]:
+    """Pass items on and count the steps."""
+    for item in items:
+        shown.advance(int(item.recorded_slot is not None))
+        yield item
