@@ -12,6 +12,9 @@ Two contexts: while one step's rows are in the pipeline the next step's may foll
 A step whose largest unprotected word carries is rescaled: once the pipeline has run empty, its rows
 pass again, each word halved, while the mass stream waits; that is ceil(held / W) + 6 cycles, once
 in a doubling of the scores.
+
+Every register of the data path has an enable: in a cycle in which no row is in its stage it does
+not toggle, and with clock gating it is not clocked.
 """
 
 from __future__ import annotations
@@ -163,16 +166,19 @@ class ScorePipeline(wiring.Component):
         slot = Signal(config.slot_bits)
         overflowed, overflows = Signal(), Signal()  # of the rows in cycles 4 and 5
         m.d.comb += [
+            minimum.valid.eq(third.valid),
             minimum.words.eq(words),
             minimum.may_leave.eq(self._update.may_leave),
         ]
-        m.d.sync += [
-            overflowed.eq((carries & self._update.may_rescale).any() & ~third.rescales),
-            overflows.eq(overflowed),
-            found.eq(minimum.found),
-            score.eq(minimum.score),
-            slot.eq(Cat(minimum.way, fourth.row)),
-        ]
+        with m.If(third.valid):
+            m.d.sync += overflowed.eq((carries & self._update.may_rescale).any() & ~third.rescales)
+        with m.If(fourth.valid):
+            m.d.sync += [
+                overflows.eq(overflowed),
+                found.eq(minimum.found),
+                score.eq(minimum.score),
+                slot.eq(Cat(minimum.way, fourth.row)),
+            ]
         least = data.StructLayout(
             {"found": 1, "score": SCORE_BITS, "slot": config.slot_bits, "overflowed": 1}
         )
@@ -204,12 +210,15 @@ class ScorePipeline(wiring.Component):
         context = self._contexts[stage.which]
         m.d.sync += [
             self.done.eq(ends),
-            which.eq(stage.which),
-            self.done_place.eq(context.place),
-            self.done_header.exponent.eq(context.exponent + stage.rescales),
-            self.done_header.position.eq(context.newest + 1),
-            self.done_header.victim.eq(Mux(context.is_full, least.slot, context.newest + 1)),
             self.lacks_victim.eq(ends & context.is_full & ~least.found),
         ]
+        with m.If(ends):
+            m.d.sync += [
+                which.eq(stage.which),
+                self.done_place.eq(context.place),
+                self.done_header.exponent.eq(context.exponent + stage.rescales),
+                self.done_header.position.eq(context.newest + 1),
+                self.done_header.victim.eq(Mux(context.is_full, least.slot, context.newest + 1)),
+            ]
         with m.If(self.done):
             m.d.sync += self.busy.bit_select(which, 1).eq(0)

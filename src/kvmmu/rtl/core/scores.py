@@ -69,7 +69,8 @@ class RowUpdate(wiring.Component):
         config = self.config
         self._words = Signal(self.words.shape())
         self._positions = Signal(self.positions.shape())
-        m.d.sync += self._positions.eq(self.positions)
+        with m.If(self.arriving.valid):
+            m.d.sync += self._positions.eq(self.positions)
         for way in range(config.ways):
             held = Signal(name=f"held_{way}")
             arrives = Signal(name=f"newcomer_arrives_{way}")
@@ -80,18 +81,20 @@ class RowUpdate(wiring.Component):
                 held.eq(~self.stage.is_last | (way <= self.context.last_way)),
                 arrives.eq(~self.arriving.rescales & (slot == self.arriving_context.slot)),
             ]
-            m.d.sync += [
-                is_new.eq(arrives),
-                self._words[way].eq(Mux(arrives, 0, self.words[way])),
-                added.eq(Mux(self.arriving.rescales, 0, self._added(m, way))),
-            ]
+            with m.If(self.arriving.valid):
+                m.d.sync += [
+                    is_new.eq(arrives),
+                    self._words[way].eq(Mux(arrives, 0, self.words[way])),
+                    added.eq(Mux(self.arriving.rescales, 0, self._added(m, way))),
+                ]
             kept = self._protection(m, way, is_new=is_new)
             new = self._faded(m, way) + added
-            m.d.sync += [
-                self.new_words[way].eq(Mux(held, new, 0)),
-                self.may_rescale[way].eq(held & ~kept.now),
-                self.may_leave[way].eq(held & ~kept.after),
-            ]
+            with m.If(self.stage.valid):
+                m.d.sync += [
+                    self.new_words[way].eq(Mux(held, new, 0)),
+                    self.may_rescale[way].eq(held & ~kept.now),
+                    self.may_leave[way].eq(held & ~kept.after),
+                ]
         return m
 
     def _protection(self, m: Module, way: int, *, is_new: Value) -> _Protection:
@@ -140,13 +143,14 @@ class RowUpdate(wiring.Component):
 class RowMinimum(wiring.Component):
     """Find the least score of a row among those that may leave, in the cycle after it is given.
 
-    found = 0 where none may. Of equals the lowest way.
+    valid = 1 where a row is given. found = 0 where none may leave. Of equals the lowest way.
     """
 
     def __init__(self, config: BlockConfig) -> None:
         self.config = config
         super().__init__(
             {
+                "valid": In(1),
                 "words": In(data.ArrayLayout(config.word_bits, config.ways)),
                 "may_leave": In(config.ways),
                 "found": Out(1),
@@ -179,7 +183,8 @@ class RowMinimum(wiring.Component):
         """Put the register of the tree behind a node, half way through its levels."""
         kept_key = Signal(SCORE_BITS + 1, name=f"kept_key_{number}")
         kept_way = Signal(self.config.way_bits, name=f"kept_way_{number}")
-        m.d.sync += [kept_key.eq(key), kept_way.eq(way)]
+        with m.If(self.valid):
+            m.d.sync += [kept_key.eq(key), kept_way.eq(way)]
         return kept_key, kept_way
 
     def _smaller(
