@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.events import CellEvents, Entry, compile_events
 from kvmmu.rtl.gates.memory_kernel import MEMORY
-from kvmmu.rtl.gates.net_kernel import NET, NODE, ROW
+from kvmmu.rtl.gates.net_kernel import KIND, NET, NODE, ROW
 from kvmmu.rtl.gates.netlist import ONE, ZERO, Netlist, signal_inputs
 
 __all__ = ["Compiled", "compile_netlist", "constant_nets"]
 
-_Ints = NDArray[np.int64]
+_Ints = NDArray[np.int32]
 _Words = NDArray[np.uint64]
 _Bytes = NDArray[np.uint8]
 _Records = NDArray[Any]
@@ -25,12 +25,13 @@ _Records = NDArray[Any]
 
 @dataclass
 class Compiled:
-    """Hold the kernel's arrays, which it changes; see NET, NODE, ROW and MEMORY."""
+    """Hold the kernel's arrays, which it changes; see KIND, NET, NODE, ROW and MEMORY."""
 
     events: tuple[CellEvents, ...]
     nets: _Records
     nodes: _Records
     fan: _Ints
+    kinds: _Records
     rows: _Records
     pair_ptr: _Ints
     pairs: _Ints
@@ -38,8 +39,7 @@ class Compiled:
     out_net: _Ints
     dirty: _Bytes
     check: _Bytes
-    time: _Ints
-    count: _Ints
+    tally: _Ints
     memories: _Records
     pins: _Ints
     store: _Words
@@ -50,8 +50,8 @@ class Compiled:
         """Return the arrays in the order in which the kernel's loops take them."""
         words = (self.dirty.view(np.uint64), self.check.view(np.uint64))
         return (
-            *(self.nets, self.nodes, self.fan, self.rows, self.pair_ptr, self.pairs, self.edges),
-            *(self.out_net, self.dirty, words[0], self.check, words[1], self.time, self.count),
+            *(self.nets, self.nodes, self.fan, self.kinds, self.rows, self.pair_ptr, self.pairs),
+            *(self.edges, self.out_net, self.dirty, words[0], self.check, words[1], self.tally),
             *(self.memories, self.pins, self.store, self.out, self.out_next),
         )
 
@@ -85,27 +85,26 @@ def compile_netlist(netlist: Netlist) -> Compiled:
         ]
     )
     rows, edges = _rows(events)
-    nodes = _nodes(netlist, events)
+    kinds = _kinds(events)
+    nodes, tallies = _nodes(netlist, events)
     nets, fan = _nets(netlist)
     memories, pins = _memories(netlist)
-    last = nodes[-1] if len(nodes) else None
     padded = -(-netlist.num_nodes // 8) * 8
     out = np.zeros(int(memories["words"].sum()), np.uint64)
-    slots = np.array([e.num_slots for e in events], np.int64)
     return Compiled(
         events=events,
         nets=nets,
         nodes=nodes,
         fan=fan,
+        kinds=kinds,
         rows=rows,
         pair_ptr=pair_ptr,
         pairs=pairs,
         edges=edges,
-        out_net=netlist.out_net,
+        out_net=netlist.out_net.astype(np.int32),
         dirty=np.zeros(padded, np.uint8),
         check=np.zeros(padded, np.uint8),
-        time=np.zeros(0 if last is None else int((1 << nodes["bits"]).sum()), np.int64),
-        count=np.zeros(int(slots[netlist.node_type].sum()), np.int64),
+        tally=np.zeros(tallies, np.int32),
         memories=memories,
         pins=pins,
         store=np.zeros(int((memories["depth"] * memories["words"]).sum()), np.uint64),
@@ -132,14 +131,17 @@ def _refuse_asynchronous(netlist: Netlist) -> None:
                 )
 
 
-def _starts(sizes: _Ints) -> _Ints:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+def _starts(sizes: Sequence[int] | NDArray[np.int64]) -> _Ints:
+    """Return where parts of these sizes begin, and where the last one ends."""
+    ends = np.cumsum(np.asarray(sizes, np.int64))
+    if len(ends) and ends[-1] >= 1 << 31:
+        raise SpecError(f"netlist must fit 32-bit places, got {ends[-1]}")
+    return np.concatenate([np.zeros(1, np.int32), ends.astype(np.int32)])
 
 
 def _flatten(lists: Sequence[list[Entry]]) -> tuple[_Ints, _Ints]:
     entries = [entry for one in lists for entry in one]
-    starts = _starts(np.array([len(one) for one in lists], np.int64))
-    return starts, np.array(entries, np.int64).reshape(-1, 2)
+    return _starts([len(one) for one in lists]), np.array(entries, np.int32).reshape(-1, 2)
 
 
 def _rows(events: Sequence[CellEvents]) -> tuple[_Records, _Ints]:
@@ -152,18 +154,24 @@ def _rows(events: Sequence[CellEvents]) -> tuple[_Records, _Ints]:
     return rows, edges
 
 
-def _nodes(netlist: Netlist, events: Sequence[CellEvents]) -> _Records:
-    kinds = netlist.node_type
-    bits = np.array([e.bits for e in events], np.int64)
-    slots = np.array([e.num_slots for e in events], np.int64)
+def _kinds(events: Sequence[CellEvents]) -> _Records:
+    kinds = np.zeros(len(events), KIND)
+    kinds["bits"] = [e.bits for e in events]
+    kinds["row"] = _starts([1 << e.bits for e in events])[:-1]
+    kinds["pair"] = _starts([1 << 2 * e.bits for e in events])[:-1]
+    kinds["slot"] = [1 << e.bits for e in events]
+    return kinds
+
+
+def _nodes(netlist: Netlist, events: Sequence[CellEvents]) -> tuple[_Records, int]:
+    """Return the nodes and how many tallies they have."""
+    sizes = np.array([(1 << e.bits) + e.num_slots for e in events], np.int64)
+    starts = _starts(sizes[netlist.node_type])
     nodes = np.zeros(netlist.num_nodes, NODE)
-    nodes["bits"] = bits[kinds]
+    nodes["kind"] = netlist.node_type
     nodes["out"] = netlist.out_ptr[:-1]
-    nodes["row_base"] = _starts(1 << bits)[:-1][kinds]
-    nodes["pair_base"] = _starts(1 << 2 * bits)[:-1][kinds]
-    nodes["time_base"] = _starts(1 << bits[kinds])[:-1]
-    nodes["slot_base"] = _starts(slots[kinds])[:-1]
-    return nodes
+    nodes["tally"] = starts[:-1]
+    return nodes, int(starts[-1])
 
 
 def _nets(netlist: Netlist) -> tuple[_Records, _Ints]:
@@ -175,12 +183,12 @@ def _nets(netlist: Netlist) -> tuple[_Records, _Ints]:
     nets = np.zeros(netlist.num_nets, NET)
     nets["fan"], nets["fan_end"] = starts[:-1], starts[1:]
     nets["level"][ONE] = 1
-    return nets, np.stack([node, np.int64(1) << place], axis=1)[order].astype(np.int64)
+    return nets, np.stack([node, np.int64(1) << place], axis=1)[order].astype(np.int32)
 
 
 def _memories(netlist: Netlist) -> tuple[_Records, _Ints]:
     records = np.zeros(len(netlist.memories), MEMORY)
-    pins: list[_Ints] = [np.zeros(0, np.int64)]
+    pins: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     place = out = base = 0
     for record, memory in zip(records, netlist.memories):
         words = -(-memory.width // 64)
@@ -199,4 +207,4 @@ def _memories(netlist: Netlist) -> tuple[_Records, _Ints]:
         record["words"], record["out"], record["base"] = words, out, base
         out += words
         base += memory.depth * words
-    return records, np.concatenate(pins)
+    return records, np.concatenate(pins).astype(np.int32)

@@ -153,11 +153,10 @@ class _Counter:
         activity = self.activity
         for kind, events in enumerate(activity.events):
             nodes = np.flatnonzero(self.netlist.node_type == kind)
-            rows = activity.row_cycles[
-                activity.time_base[nodes][:, None] + np.arange(1 << events.bits)
-            ]
+            cycles = activity.row_base[nodes][:, None] + np.arange(1 << events.bits)
+            rows = activity.tally[cycles]
             slots = activity.slot_base[nodes][:, None] + np.arange(events.num_slots)
-            counts = activity.counts[slots] / SHARE
+            counts = activity.tally[slots] / SHARE
             self.unattributed += float(counts[:, -1].sum())
             self.add_nodes("leakage_pj", nodes, rows @ events.leakage_nw * self.period_ns * _FJ)
             for place, arc in enumerate(events.cell.power):

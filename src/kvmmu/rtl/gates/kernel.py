@@ -16,7 +16,7 @@ from kvmmu.rtl.gates.net_kernel import drive, toggle
 
 __all__ = ["begin_cycle", "run_rows", "settle"]
 
-_Ints = NDArray[np.int64]
+_Ints = NDArray[np.int32]
 _Words = NDArray[np.uint64]
 _Bytes = NDArray[np.uint8]
 _Records = Any  # structured arrays; numpy's stubs do not know their fields
@@ -45,6 +45,7 @@ def settle(
     nets: _Records,
     nodes: _Records,
     fan: _Ints,
+    kinds: _Records,
     rows: _Records,
     pair_ptr: _Ints,
     pairs: _Ints,
@@ -52,8 +53,7 @@ def settle(
     dirty: _Bytes,
     words: _Words,
     check: _Bytes,
-    time: _Ints,
-    count: _Ints,
+    tally: _Ints,
     num_gates: int,
     now: int,
 ) -> None:
@@ -69,16 +69,17 @@ def settle(
             old, new = node.seen, node.row
             if old == new:
                 continue
-            time[node.time_base + old] += now - node.since
+            kind = kinds[node.kind]
+            tally[node.tally + old] += now - node.since
             node.since = now
             node.seen = new
-            pair = node.pair_base + (old << node.bits) + new
+            pair = kind.pair + (old << kind.bits) + new
             for k in range(pair_ptr[pair], pair_ptr[pair + 1]):
-                count[node.slot_base + pairs[k, 0]] += pairs[k, 1]
+                tally[node.tally + kind.slot + pairs[k, 0]] += pairs[k, 1]
             if index >= num_gates:
                 check[index] = 1
                 continue
-            change = rows[node.row_base + old].outputs ^ rows[node.row_base + new].outputs
+            change = rows[kind.row + old].outputs ^ rows[kind.row + new].outputs
             _change_outputs(nets, nodes, fan, dirty, now, out_net, node.out, change)
 
 
@@ -87,14 +88,14 @@ def _clock_flip_flops(
     nets: _Records,
     nodes: _Records,
     fan: _Ints,
+    kinds: _Records,
     rows: _Records,
     edges: _Ints,
     out_net: _Ints,
     dirty: _Bytes,
     check: _Bytes,
     words: _Words,
-    time: _Ints,
-    count: _Ints,
+    tally: _Ints,
     now: int,
 ) -> None:
     """Clock from the rows settled last (`seen`), not from rows that change meanwhile."""
@@ -107,18 +108,19 @@ def _clock_flip_flops(
             check[index] = 0
             node = nodes[index]
             old = node.seen
-            state = np.int64(1) << (node.bits - 1)
-            row = rows[node.row_base + old]
+            kind = kinds[node.kind]
+            state = 1 << (kind.bits - 1)
+            row = rows[kind.row + old]
             if (old & state != 0) == (row.next_state != 0):
                 continue
-            time[node.time_base + old] += now - node.since
+            tally[node.tally + old] += now - node.since
             node.since = now
             for k in range(row.edge, row.edge_end):
-                count[node.slot_base + edges[k, 0]] += edges[k, 1]
+                tally[node.tally + kind.slot + edges[k, 0]] += edges[k, 1]
             node.seen = old ^ state
             node.row ^= state
             check[index] = 1  # it may toggle again without a new input
-            change = row.outputs ^ rows[node.row_base + (old ^ state)].outputs
+            change = row.outputs ^ rows[kind.row + (old ^ state)].outputs
             _change_outputs(nets, nodes, fan, dirty, now, out_net, node.out, change)
 
 
@@ -127,14 +129,14 @@ def begin_cycle(
     nets: _Records,
     nodes: _Records,
     fan: _Ints,
+    kinds: _Records,
     rows: _Records,
     edges: _Ints,
     out_net: _Ints,
     dirty: _Bytes,
     check: _Bytes,
     check_words: _Words,
-    time: _Ints,
-    count: _Ints,
+    tally: _Ints,
     memories: _Records,
     pins: _Ints,
     out: _Words,
@@ -143,7 +145,7 @@ def begin_cycle(
 ) -> None:
     """Apply the clock edge."""
     _clock_flip_flops(
-        nets, nodes, fan, rows, edges, out_net, dirty, check, check_words, time, count, now
+        nets, nodes, fan, kinds, rows, edges, out_net, dirty, check, check_words, tally, now
     )
     show_memories(nets, nodes, fan, dirty, memories, pins, out, out_next, now)
 
@@ -153,6 +155,7 @@ def run_rows(
     nets: _Records,
     nodes: _Records,
     fan: _Ints,
+    kinds: _Records,
     rows: _Records,
     pair_ptr: _Ints,
     pairs: _Ints,
@@ -162,8 +165,7 @@ def run_rows(
     dirty_words: _Words,
     check: _Bytes,
     check_words: _Words,
-    time: _Ints,
-    count: _Ints,
+    tally: _Ints,
     memories: _Records,
     pins: _Ints,
     store: _Words,
@@ -180,14 +182,14 @@ def run_rows(
     """Run a cycle for each row of levels [cycles, inputs]; fill result [cycles, outputs]."""
     for cycle in range(len(levels)):
         begin_cycle(
-            nets, nodes, fan, rows, edges, out_net, dirty, check, check_words, time, count,
+            nets, nodes, fan, kinds, rows, edges, out_net, dirty, check, check_words, tally,
             memories, pins, out, out_next, now,
         )  # fmt: skip
         for i in range(len(in_nets)):
             drive(nets, nodes, fan, dirty, now, in_nets[i], levels[cycle, i])
         settle(
-            nets, nodes, fan, rows, pair_ptr, pairs, out_net, dirty, dirty_words, check, time,
-            count, num_gates, now,
+            nets, nodes, fan, kinds, rows, pair_ptr, pairs, out_net, dirty, dirty_words, check,
+            tally, num_gates, now,
         )  # fmt: skip
         for i in range(len(out_nets)):
             result[cycle, i] = nets[out_nets[i]].level

@@ -8,18 +8,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from kvmmu.rtl.gates.net_kernel import longs, toggle
+from kvmmu.rtl.gates.net_kernel import toggle
 
 __all__ = ["MEMORY", "end_cycle", "show_memories"]
 
-_Ints = NDArray[np.int64]
+_Ints = NDArray[np.int32]
 _Words = NDArray[np.uint64]
 _Bytes = NDArray[np.uint8]
 _Records = Any  # structured arrays; numpy's stubs do not know their fields
 
+
+def _longs(*names: str) -> list[tuple[str, str]]:
+    return [(name, "i8") for name in names]
+
+
 MEMORY = np.dtype(
-    longs("depth", "width", "granule", "words", "en", "we", "addr", "addr_bits", "wdata", "rdata")
-    + longs("mask", "mask_bits", "out", "base", "reads", "writes", "outside")
+    _longs("depth", "width", "granule", "words", "en", "we", "addr", "addr_bits", "wdata", "rdata")
+    + _longs("mask", "mask_bits", "out", "base", "reads", "writes", "outside")
 )
 """addr, wdata, rdata, mask are places in `pins`; out in the out words; base in the store."""
 

@@ -8,24 +8,28 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["NET", "NODE", "ROW", "drive", "longs", "toggle"]
+__all__ = ["KIND", "NET", "NODE", "ROW", "drive", "integers", "toggle"]
 
-_Ints = NDArray[np.int64]
+_Ints = NDArray[np.int32]
 _Bytes = NDArray[np.uint8]
 _Records = Any  # structured arrays of the types below; numpy's stubs do not know their fields
 
 
-def longs(*names: str) -> list[tuple[str, str]]:
-    return [(name, "i8") for name in names]
+def integers(*names: str) -> list[tuple[str, str]]:
+    """Return 32-bit fields; records of 32 bytes keep a large netlist in the cache."""
+    return [(name, "i4") for name in names]
 
 
-NET = np.dtype(longs("level", "rises", "falls", "high", "since", "fan", "fan_end"))
+NET = np.dtype(integers("level", "rises", "falls", "high", "since", "fan", "fan_end", "spare"))
 """fan to fan_end: rows of `fan` [n, 2], a node that reads the net and the row bit it flips."""
-NODE = np.dtype(
-    longs("bits", "out", "row_base", "time_base", "slot_base", "pair_base", "row", "seen", "since")
-)
-"""row follows the nets at once, seen is the row settled last, since the cycle it was settled."""
-ROW = np.dtype(longs("outputs", "next_state", "edge", "edge_end"))
+NODE = np.dtype(integers("kind", "out", "tally", "row", "seen", "since", "spare", "spare2"))
+"""row follows the nets at once, seen is the row settled last, since the cycle it was settled.
+
+tally[node.tally:] counts: cycles in each row, then the slots of events.py.
+"""
+KIND = np.dtype(integers("bits", "row", "pair", "slot"))
+"""A cell type: places in `rows` and in the pairs' pointers; slot is 2 ** bits."""
+ROW = np.dtype(integers("outputs", "next_state", "edge", "edge_end"))
 """One row of a cell type: levels of the outputs as bits, the state clocked in, edge entries."""
 
 

@@ -21,13 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmmu.rtl.gates.compiled import compile_netlist
-from kvmmu.rtl.gates.events import CellEvents
+from kvmmu.rtl.gates.events import SHARE, CellEvents
 from kvmmu.rtl.gates.kernel import run_rows
 from kvmmu.rtl.gates.netlist import Netlist
 
-__all__ = ["Activity", "GateSimulation"]
+__all__ = ["MOST_CYCLES", "Activity", "GateSimulation"]
 
 _run_rows = cast("Callable[..., None]", run_rows)  # its many arrays travel as one tuple
+
+MOST_CYCLES = (2**31 - 1) // SHARE
+"""Cycles between two clear_activity(): tallies of sixtieths have 32 bits."""
 
 _Ints = NDArray[np.int64]
 _Bytes = NDArray[np.uint8]
@@ -37,18 +40,17 @@ _Bytes = NDArray[np.uint8]
 class Activity:
     """Hold what was counted over `cycles`.
 
-    rises, falls, high_cycles [nets]; row_cycles [sum of 2 ** bits]: cycles that a node was
-    settled in each row, at time_base[node]; counts [sum of slots]: sixtieths of events, at
-    slot_base[node]; reads, writes, out_of_range [memories].
+    rises, falls, high_cycles [nets]; tally holds, from row_base[node], the cycles that a node was
+    settled in each row, and from slot_base[node] its slots' sixtieths of events; reads, writes,
+    out_of_range [memories].
     """
 
     cycles: int
     rises: _Ints
     falls: _Ints
     high_cycles: _Ints
-    row_cycles: _Ints
-    time_base: _Ints
-    counts: _Ints
+    tally: _Ints
+    row_base: _Ints
     slot_base: _Ints
     events: tuple[CellEvents, ...]
     reads: _Ints
@@ -94,7 +96,8 @@ class GateSimulation:
         gates, nodes = range(netlist.num_gates), range(netlist.num_nodes)
         rows = [0] * netlist.num_nodes
         for node in nodes[netlist.num_gates :]:
-            rows[node] = int(states[node]) << int(c.nodes["bits"][node]) - 1
+            bits = c.events[netlist.node_type[node]].bits
+            rows[node] = int(states[node]) << bits - 1
             self._set_outputs(node, rows[node], level)
         for node in [*gates, *nodes[netlist.num_gates :]]:
             for place, net in enumerate(netlist.inputs_of(node).tolist()):
@@ -147,6 +150,7 @@ class GateSimulation:
             )
         if rows.size and rows.max() > 1:
             raise ValueError(f"levels must be 0 or 1, got {rows.max()}")
+        self.reserve(len(rows))
         result = np.zeros((len(rows), len(self.output_nets)), np.uint8)
         _run_rows(
             *self.compiled.core(),
@@ -161,12 +165,19 @@ class GateSimulation:
         self.cycle += len(rows)
         return result
 
+    def reserve(self, cycles: int) -> None:
+        """Raise ValueError if so many more cycles could overflow the tallies."""
+        if self.cycle + cycles > MOST_CYCLES:
+            raise ValueError(
+                f"cycles must be at most {MOST_CYCLES} between two clear_activity(), "
+                f"got {self.cycle + cycles}"
+            )
+
     def clear_activity(self) -> None:
         """Begin counting anew, e.g. after reset; levels and memories stay."""
         c = self.compiled
         self.cycle = 0
-        c.time[:] = 0
-        c.count[:] = 0
+        c.tally[:] = 0
         for array, names in (
             (c.nets, ("rises", "falls", "high", "since")),
             (c.nodes, ("since",)),
@@ -178,18 +189,19 @@ class GateSimulation:
     def activity(self) -> Activity:
         """Return what was counted since the start or the last clear_activity()."""
         c, now = self.compiled, self.cycle
-        row_cycles = c.time.copy()
-        row_cycles[c.nodes["time_base"] + c.nodes["seen"]] += now - c.nodes["since"]
-        is_high = c.nets["level"] == 1
+        nodes, nets = c.nodes, c.nets
+        tally = c.tally.astype(np.int64)
+        tally[nodes["tally"] + nodes["seen"]] += now - nodes["since"]
+        row_base = nodes["tally"].astype(np.int64)
+        high = nets["high"] + np.where(nets["level"] == 1, now - nets["since"], 0)
         return Activity(
             cycles=now,
-            rises=c.nets["rises"].copy(),
-            falls=c.nets["falls"].copy(),
-            high_cycles=c.nets["high"] + np.where(is_high, now - c.nets["since"], 0),
-            row_cycles=row_cycles,
-            time_base=c.nodes["time_base"].copy(),
-            counts=c.count.copy(),
-            slot_base=c.nodes["slot_base"].copy(),
+            rises=nets["rises"].astype(np.int64),
+            falls=nets["falls"].astype(np.int64),
+            high_cycles=high.astype(np.int64),
+            tally=tally,
+            row_base=row_base,
+            slot_base=row_base + c.kinds["slot"][nodes["kind"]],
             events=c.events,
             reads=c.memories["reads"].copy(),
             writes=c.memories["writes"].copy(),

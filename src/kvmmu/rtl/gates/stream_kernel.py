@@ -14,7 +14,8 @@ from kvmmu.rtl.gates.net_kernel import drive
 
 __all__ = ["STREAM", "run_streams"]
 
-_Ints = NDArray[np.int64]
+_Ints = NDArray[np.int32]
+_Longs = NDArray[np.int64]
 _Words = NDArray[np.uint64]
 _Bytes = NDArray[np.uint8]
 _Records = Any  # structured arrays; numpy's stubs do not know their fields
@@ -47,7 +48,7 @@ def _offer(
     dirty: _Bytes,
     now: int,
     stream: _Records,
-    payload: _Ints,
+    payload: _Longs,
     beats: _Words,
     position: int,
 ) -> None:
@@ -67,7 +68,7 @@ def _offer(
 
 
 @njit(cache=True)
-def _take(nets: _Records, stream: _Records, payload: _Ints, beats: _Words, position: int) -> None:
+def _take(nets: _Records, stream: _Records, payload: _Longs, beats: _Words, position: int) -> None:
     for w in range(stream.beat_words):
         word = np.uint64(0)
         for b in range(min(64, stream.bits - 64 * w)):
@@ -84,10 +85,10 @@ def _inputs(
     dirty: _Bytes,
     now: int,
     streams: _Records,
-    payload: _Ints,
+    payload: _Longs,
     beats: _Words,
-    gates: _Ints,
-    counters: _Ints,
+    gates: _Longs,
+    counters: _Longs,
     random: _Words,
 ) -> None:
     for i in range(len(streams)):
@@ -107,7 +108,7 @@ def _inputs(
 
 @njit(cache=True)
 def _handshakes(
-    nets: _Records, streams: _Records, payload: _Ints, beats: _Words, counters: _Ints
+    nets: _Records, streams: _Records, payload: _Longs, beats: _Words, counters: _Longs
 ) -> int:
     """Move beats; return 1 if one moved, -1 if a sink got one too many, else 0."""
     moved = 0
@@ -134,6 +135,7 @@ def run_streams(
     nets: _Records,
     nodes: _Records,
     fan: _Ints,
+    kinds: _Records,
     rows: _Records,
     pair_ptr: _Ints,
     pairs: _Ints,
@@ -143,8 +145,7 @@ def run_streams(
     dirty_words: _Words,
     check: _Bytes,
     check_words: _Words,
-    time: _Ints,
-    count: _Ints,
+    tally: _Ints,
     memories: _Records,
     pins: _Ints,
     store: _Words,
@@ -153,13 +154,13 @@ def run_streams(
     num_gates: int,
     hold: int,
     now: int,
-    in_nets: _Ints,
+    in_nets: _Longs,
     levels: _Bytes,
     streams: _Records,
-    payload: _Ints,
+    payload: _Longs,
     beats: _Words,
-    gates: _Ints,
-    counters: _Ints,
+    gates: _Longs,
+    counters: _Longs,
     random: _Words,
     max_cycles: int,
     stall_cycles: int,
@@ -170,7 +171,7 @@ def run_streams(
     drained = -1
     for cycle in range(max_cycles):
         begin_cycle(
-            nets, nodes, fan, rows, edges, out_net, dirty, check, check_words, time, count,
+            nets, nodes, fan, kinds, rows, edges, out_net, dirty, check, check_words, tally,
             memories, pins, out, out_next, now,
         )  # fmt: skip
         if cycle == 0:
@@ -178,8 +179,8 @@ def run_streams(
                 drive(nets, nodes, fan, dirty, now, in_nets[i], levels[i])
         _inputs(nets, nodes, fan, dirty, now, streams, payload, beats, gates, counters, random)
         settle(
-            nets, nodes, fan, rows, pair_ptr, pairs, out_net, dirty, dirty_words, check, time,
-            count, num_gates, now,
+            nets, nodes, fan, kinds, rows, pair_ptr, pairs, out_net, dirty, dirty_words, check,
+            tally, num_gates, now,
         )  # fmt: skip
         moved = _handshakes(nets, streams, payload, beats, counters)
         end_cycle(nets, memories, pins, store, out_next, hold)

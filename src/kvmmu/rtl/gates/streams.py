@@ -88,6 +88,7 @@ def simulate_streams(
     if a sink is offered more beats than its count.
     """
     setup = _Setup(simulation.netlist, sources, sinks)
+    simulation.reserve(max_cycles)
     levels = simulation.levels(dict(constants or {}))
     counters = np.zeros((len(setup.names), 2), np.int64)
     random = np.array([np.random.default_rng(seed).integers(1, 2**63)], np.uint64)
