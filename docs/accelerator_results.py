@@ -284,6 +284,7 @@ def share() -> str:
 def _largest(shares: dict[str, float]) -> str:
     words = {
         "mmu_logic": "logic",
+        "mmu_clock": "clock of the logic",
         "mmu_scores": "table accesses",
         "mmu_dram": "table traffic",
         "mmu_collect": "second look at logits",

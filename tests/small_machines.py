@@ -52,9 +52,13 @@ def make_machine(
     design = replace(design, **changes)
     tables = None
     if design.has_scores:
-        heads = model.num_kv_heads if granularity == "head" else 1
-        count = batch * model.num_layers * heads
-        kept = count if spec.mmu.store == "sram" else 2 * heads
-        tables = MmuTables(num_tables=count, slots_per_table=num_slots, tables_on_chip=kept)
+        tables = MmuTables.of(
+            spec,
+            batch=batch,
+            num_layers=model.num_layers,
+            num_kv_heads=model.num_kv_heads,
+            slots=num_slots,
+            granularity=granularity,
+        )
     chip = build_chip(spec, mmu_tables=tables)
     return cls(chip, load_dram(dram or spec.dram), model, design, batch)

@@ -340,22 +340,42 @@ def test_a_chunk_s_losers_are_searched_for_one_by_one():
 
     machine = make_machine(num_slots=512)
     plan = plan_attention(machine, 256, 512, 256)
-    accumulate = -(-plan.counts[INDEX["mmu_add"]] // 16)
+    accumulate = -(-plan.counts[INDEX["mmu_beats"]] // 16)
     scans = 256 * (768 // 16)
-    assert plan.mmu_cycles == accumulate + scans + machine.chip.mmu_latency_cycles(16)
-    assert plan.counts[INDEX["mmu_compare"]] == 256 * 768
+    assert plan.mmu_cycles == accumulate + scans + machine.chip.loser_search_cycles(16)
+    assert plan.counts[INDEX["mmu_rows"]] == 256 * 768
+    assert plan.counts[INDEX["mmu_steps"]] == 256
 
 
-@pytest.mark.parametrize(("store", "moves"), [("sram", 0), ("dram", 1)])
-def test_score_tables_are_read_written_filled_and_written_back(store, moves):
+@pytest.mark.parametrize(("granularity", "tables"), [("layer", 1), ("head", 32)])
+@pytest.mark.parametrize("store", ["sram", "dram"])
+def test_score_tables_are_read_written_filled_and_written_back(store, granularity, tables):
+    """Whole rows of 16 + 1 + 24 bits a slot; words are written back, one position a table."""
     from small_machines import make_machine
 
-    machine = make_machine(num_slots=512, overrides={"mmu.store": store})
-    plan = plan_attention(machine, 1, 511, 1)
-    scores, table = 512 * 2, 512 * machine.entry_bytes
-    assert plan.counts[INDEX["score_read_bytes"]] == table + moves * table
-    assert plan.counts[INDEX["score_write_bytes"]] == scores + moves * table
-    assert plan.counts[INDEX["score_dram_bytes"]] == moves * 2 * table
+    machine = make_machine(num_slots=500, granularity=granularity, overrides={"mmu.store": store})
+    plan = plan_attention(machine, 1, 499, 1)
+    slots = tables * 32 * 16  # 500 of them in 32 rows of 16
+    # Per head, the tables of two lanes wait in SRAM: into the two that work and out again.
+    moves = 0 if store == "sram" else 1 if granularity == "layer" else 3
+    header = 0 if store == "dram" else 5 + 24 + 9
+    read = slots * 41 + moves * slots * 41 + tables * header
+    written = slots * 17 + moves * slots * 41 + tables * (24 + header)
+    assert plan.counts[INDEX["score_read_bytes"]] == read / 8
+    assert plan.counts[INDEX["score_write_bytes"]] == written / 8
+    image = tables * (500 * 5 + 8)
+    assert plan.counts[INDEX["score_dram_bytes"]] == (2 * image if store == "dram" else 0)
+
+
+def test_a_decode_step_of_the_kv_mmu_is_beats_rows_and_one_address_a_table():
+    from small_machines import make_machine
+
+    for granularity, tables in (("layer", 1), ("head", 32)):
+        machine = make_machine(num_slots=500, granularity=granularity)
+        plan = plan_attention(machine, 1, 499, 1)
+        assert plan.counts[INDEX["mmu_beats"]] == 32 * 32 * 16  # heads, rows, ways
+        assert plan.counts[INDEX["mmu_rows"]] == tables * 32 * 16
+        assert plan.counts[INDEX["mmu_steps"]] == tables  # reads are streams: no address each
 
 
 def test_rows_of_a_chunk_wait_are_read_again_and_moved():
@@ -403,12 +423,12 @@ def test_policies_that_rank_by_attention_have_score_hardware(tmp_path, policy, s
         for event in regular_events(header, RegularRun(40, 10, 32)):
             writer.write(event)
     made = simulate(Request(model="gpt2", trace=tmp_path / "t.trace"))
-    assert (made.ours.total.cost.counts[INDEX["mmu_add"]] > 0) == scores
+    assert (made.ours.total.cost.counts[INDEX["mmu_beats"]] > 0) == scores
     for name in ("irregular", "irregular_head", "varying"):  # they choose by attention regardless
         other = next(o for o in made.others if o.name == name)
-        assert other.total.cost.counts[INDEX["mmu_add"]] > 0
+        assert other.total.cost.counts[INDEX["mmu_beats"]] > 0
     window = next(o for o in made.others if o.name == "window")
-    assert window.total.cost.counts[INDEX["mmu_add"]] == 0
+    assert window.total.cost.counts[INDEX["mmu_beats"]] == 0
 
 
 @pytest.mark.parametrize("corner", ["low", "nominal", "high"])

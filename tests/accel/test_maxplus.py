@@ -16,6 +16,7 @@ from kvmmu.accel.pipeline.maxplus import (
     ONLINE,
     SINGLE,
     SOFTMAX,
+    STREAM,
     SWEEPS,
     VECTOR,
     State,
@@ -25,7 +26,7 @@ from kvmmu.accel.pipeline.maxplus import (
 
 
 def op(kind, **given):
-    row = {"wait": -1, "put": -1} | given | {"kind": kind}
+    row = {"wait": -1, "put": -1, "scored": -1} | given | {"kind": kind}
     return [row.get(name, 0) for name in COLUMNS]
 
 
@@ -43,9 +44,11 @@ class Graph:
         self.tiles = {"weight": [], "kv": []}  # per tile: [fetch node, node that uses it up]
 
     def add(self, unit, duration, after=(), put=None):
-        before = [p for p in (self.last_of_unit.get(unit), *after) if p is not None]
+        units = (unit,) if isinstance(unit, str) else unit
+        before = [p for p in (*map(self.last_of_unit.get, units), *after) if p is not None]
         self.ends.append(max((self.ends[p] for p in before), default=0) + duration)
-        self.last_of_unit[unit] = node = len(self.ends) - 1
+        node = len(self.ends) - 1
+        self.last_of_unit |= dict.fromkeys(units, node)
         if put is not None:
             self.registers[put] = node
         return node
@@ -55,6 +58,15 @@ class Graph:
         lies_there = tiles[-self.depth][1] if len(tiles) >= self.depth else None
         tiles.append([self.add("dram", duration, [lies_there]), None])
         return tiles[-1]
+
+    def stream(self, r, total, last, after, put=None):
+        """Add the softmax's pass whose last part the KV-MMU takes as it is made."""
+        before = self.add("soft", total - last, after)
+        units = ("soft", "mmu") if r["beats"] else ("soft",)
+        joint = self.add(units, max(last, r["beats"]), [before], put)
+        if r["scored"] >= 0:
+            self.add((), r["latency"], [joint], r["scored"])
+        return joint
 
     def register(self, name):
         return self.registers.get(name) if name >= 0 else None
@@ -78,6 +90,8 @@ class Graph:
                 logits = self.add("array", qk, [tile[0], first])
                 weights = self.add("soft", soft, [logits])
                 tile[1] = self.add("array", pv, [weights], put if i == n - 1 else None)
+        elif r["kind"] == STREAM:
+            self.stream(r, r["a"], r["a"], [first], put)
         else:
             keys = r["a"] - r["a"] // 2
             for f, u, c in zip(parts(keys, n), parts(r["b"], n), parts(r["c"], n)):
@@ -85,7 +99,7 @@ class Graph:
                 after = [tile[0], first]
                 tile[1] = self.add("array", u, after)
                 self.add("soft", c, [tile[1]])
-            late = self.add("soft", r["late"])
+            late = self.stream(r, r["late"], min(r["c"], r["late"]), [])
             for i, (f, u) in enumerate(zip(parts(r["a"] // 2, n), parts(r["d"], n))):
                 tile = self.fetch("kv", f)
                 tile[1] = self.add("array", u, [tile[0], late], put if i == n - 1 else None)
@@ -110,7 +124,7 @@ ops = st.one_of(
         register,
     ),
     st.builds(
-        lambda kind, n, a, b, c, d, late, wait, put: op(
+        lambda kind, n, a, b, c, d, late, beats, wait, put, scored: op(
             kind,
             tiles=n,
             a=a,
@@ -118,8 +132,11 @@ ops = st.one_of(
             c=c,
             d=d,
             late=late if kind == SWEEPS else 0,
+            beats=beats if kind == SWEEPS else 0,
             wait=wait,
             put=put,
+            scored=scored if kind == SWEEPS else -1,
+            latency=6,
         ),
         st.sampled_from([ONLINE, SWEEPS]),
         st.integers(1, 5),
@@ -128,8 +145,21 @@ ops = st.one_of(
         cycles,
         cycles,
         cycles,
+        cycles,
         register,
         register,
+        register,
+    ),
+    st.builds(
+        lambda a, beats, wait, put, scored, latency: op(
+            STREAM, a=a, beats=beats, wait=wait, put=put, scored=scored, latency=latency
+        ),
+        cycles,
+        cycles,
+        register,
+        register,
+        register,
+        st.integers(0, 9),
     ),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from kvmmu.accel.pipeline.counts import CYCLES, INDEX, WAITS
 from kvmmu.accel.pipeline.gemm import plan_gemm
 from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.pricing import GROUPS, UNITS, energy_j, make_prices
+from kvmmu.accel.request import Request
+from kvmmu.accel.simulate import simulate
 from kvmmu.accel.workload import LayerRun, Step
 from kvmmu.errors import SpecError
 
@@ -256,27 +260,24 @@ def test_logits_of_one_head_that_do_not_fit_are_made_again():
 def test_tables_in_dram_are_fetched_and_written_back():
     machine = make_machine(overrides={"mmu.store": "dram"})
     plan = plan_attention(machine, 1, 511, 1)
-    assert plan.counts[INDEX["score_dram_bytes"]] == 2 * 512 * (16 + 32 + 9 / 8) / 8
+    # Scores of 16 bits, positions of 24, a header of 8 bytes.
+    assert plan.counts[INDEX["score_dram_bytes"]] == 2 * (512 * (2 + 3) + 8)
     on_chip = make_machine(overrides={"mmu.store": "sram"})
     assert plan_attention(on_chip, 1, 511, 1).counts[INDEX["score_dram_bytes"]] == 0
 
 
-@pytest.mark.parametrize(
-    ("batch", "num_slots", "dram"),
-    [(1, 64, "lpddr4_3200_x64"), (1, 64, "hbm2_256"), (16, 512, "hbm2_256"), (1, 512, None)],
-)
-def test_the_kv_mmu_never_stalls_decode(batch, num_slots, dram):
-    """Score input, table swap and search hide behind the rest, at one lane and on HBM too."""
-    overrides = {"mmu.store": "sram"}
-    scored = make_machine(batch=batch, num_slots=num_slots, dram=dram, overrides=overrides)
-    plain = make_machine(
-        batch=batch, num_slots=num_slots, dram=dram, overrides=overrides, has_scores=False
-    )
-    times = [
-        StepTimer(m).step(decode_step(m, num_slots - 1)).overlapped_cycles for m in (scored, plain)
-    ]
-    # What is left is the last lane's search at the end of a step: a few hundred cycles at most.
-    assert times[0] - times[1] <= scored.chip.mmu_latency_cycles(num_slots) + 16 * num_slots
+def test_a_gated_clock_of_the_kv_mmu_runs_while_it_is_busy():
+    """The same cycles, and the clock of those alone in which the KV-MMU works."""
+    request = Request(model="opt_125m", batch=4, prompt=192, generate=64, num_slots=32)
+    running = simulate(request, names=()).ours.total
+    gated = simulate(replace(request, overrides={"mmu.is_clock_gated": True}), names=()).ours.total
+    assert gated.cycles("overlapped") == running.cycles("overlapped")
+    pj = running.machine.chip.mmu.idle_cycle_pj
+    units, always = gated.energy_by_unit_j(), running.energy_by_unit_j()
+    assert always["mmu_clock"] == pytest.approx(pj * running.cycles("overlapped") / 1e12)
+    assert units["mmu_clock"] == 0
+    clock = units["mmu_logic"] - always["mmu_logic"]
+    assert clock == pytest.approx(pj * running.busy_cycles["mmu"] / 1e12)
 
 
 # Refusals -----------------------------------------------------------------------------------

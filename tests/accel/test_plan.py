@@ -58,8 +58,8 @@ def test_bytes_of_a_user_are_those_of_the_closed_form():
     row_bytes = 2 * model.num_kv_heads * model.head_dim  # int8
     assert full.kv_bytes_per_user == 4096 * model.num_layers * row_bytes
     assert ours.kv_bytes_per_user == 128 * model.num_layers * row_bytes
-    entry_bits = spec.mmu.score_bits + spec.mmu.position_bits
-    assert ours.table_bytes_per_user == 128 * model.num_layers * entry_bits // 8
+    assert (spec.mmu.score_bits, spec.mmu.position_bits) == (16, 24)
+    assert ours.table_bytes_per_user == model.num_layers * (128 * (2 + 3) + 8)
     assert full.table_bytes_per_user == 0
 
 

@@ -102,7 +102,7 @@ def test_a_band_out_of_order_is_refused() -> None:
         ("clock.clock_mhz", 700.0, "clock.clock_mhz must leave a bank its 1.56 ns cycle"),
         ("mmu.granularity", "lane", "mmu.granularity must be 'layer' or 'head', got 'lane'"),
         ("mmu.store", "flash", "mmu.store must be 'sram' or 'dram', got 'flash'"),
-        ("mmu.accumulator_bits", 16, "mmu.accumulator_bits must be greater than or equal to 24"),
+        ("mmu.position_bits", 8, "mmu.position_bits must be greater than or equal to 16"),
         ("softmax.form", "flash", "softmax.form must be 'online', 'two_pass' or 'three_pass'"),
         ("layout", "tensor", "layout must be 'slot', 'split' or 'head', got 'tensor'"),
     ],

@@ -216,8 +216,8 @@ class _Job:
         held = sum(design.stored(self.context, C) for C in slots)
         if not design.has_scores or machine.mmu.store != "dram":
             return held * machine.row_bytes, 0
-        bits = held * machine.num_tables * (machine.mmu.score_bits + machine.mmu.position_bits)
-        return held * machine.row_bytes, bits // BITS_PER_BYTE
+        headers = len(slots) * machine.table_bytes(0)
+        return held * machine.row_bytes, int(held * machine.entry_bytes + headers)
 
     def table_notes(self, asked: int | None) -> list[str]:
         """Say where the score tables of RCE lie."""

@@ -1,7 +1,7 @@
 """Price counts: energy by unit = prices [units, counts] @ counts, leakage and standby by time.
 
-Every count is priced by the units that it moves, once. Leakage and DRAM standby are powers, so
-they follow the delay; they are kept apart from what switching costs.
+Every count is priced by the units that it moves, once. Leakage, DRAM standby and the KV-MMU's clock
+(unless gated) are powers, so they follow the delay; they are kept apart from what switching costs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ UNITS = (
     "mmu_dram",
     "mmu_collect",
 )
-MMU_UNITS = ("mmu_logic", "mmu_scores", "mmu_dram", "mmu_collect")
+MMU_UNITS = ("mmu_logic", "mmu_clock", "mmu_scores", "mmu_dram", "mmu_collect")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "DRAM, switching": ("dram_activate", "dram_column", "dram_io", "mmu_dram"),
     "DRAM, standby and refresh": ("dram_background", "dram_refresh"),
     "SRAM buffers": ("weight_buffer", "kv_buffer", "activation_buffer", "logits_buffer"),
     "PE array": ("array",),
     "softmax and vector": ("softmax", "vector"),
-    "KV-MMU": ("mmu_logic", "mmu_scores", "mmu_collect"),
+    "KV-MMU": ("mmu_logic", "mmu_clock", "mmu_scores", "mmu_collect"),
     "leakage": ("leakage",),
 }
 """Units whose constants a sensitivity study moves together; `leakage` is every leak_* of them."""
@@ -92,12 +92,16 @@ def make_prices(machine: Machine) -> Prices:
     price("softmax", "softmax_add", chip.softmax.add_pj)
     price("softmax", "softmax_div", chip.softmax.divide_pj)
     price("vector", "vector_ops", chip.vector_op_pj)
-    price("mmu_logic", "mmu_add", chip.mmu.add_pj)
-    price("mmu_logic", "mmu_compare", chip.mmu.compare_pj)
-    price("mmu_logic", "mmu_visit", chip.mmu.control_pj_per_slot)
-    price("mmu_logic", "mmu_address", chip.mmu.address_pj)
+    price("mmu_logic", "mmu_beats", chip.mmu.beat_pj_per_way)
+    price("mmu_logic", "mmu_rows", chip.mmu.row_pj_per_way)
+    price("mmu_logic", "mmu_steps", chip.mmu.step_pj)
     background_w, refresh_w = static_power_w(machine.dram, corner=machine.corner)
     static = {"dram_background": background_w, "dram_refresh": refresh_w}
+    static["mmu_clock"] = 0.0
+    if machine.design.has_scores and machine.mmu.is_clock_gated:
+        price("mmu_logic", "mmu_cycles", chip.mmu.idle_cycle_pj)
+    elif machine.design.has_scores:
+        static["mmu_clock"] = chip.mmu_clock_w
     static |= {f"leak_{unit}": power for unit, power in chip.leakage_w.items()}
     return Prices(matrix, static, chip.spec.clock.clock_mhz)
 

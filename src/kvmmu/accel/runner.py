@@ -50,12 +50,14 @@ class Runner:
         if design.kv_bits != spec.bits.kv:
             spec = spec.with_overrides({"bits.kv": design.kv_bits})
         if design.has_scores:
-            per_lane = num_layers * (self.model.num_kv_heads if design.granularity == "head" else 1)
-            kept = 2 * per_lane // num_layers
-            if self.spec.required_mmu().store == "sram":
-                kept = batch * per_lane
-            tables = MmuTables(
-                num_tables=batch * per_lane, slots_per_table=most, tables_on_chip=kept
+            self.spec.required_mmu()
+            tables = MmuTables.of(
+                self.spec,
+                batch=batch,
+                num_layers=num_layers,
+                num_kv_heads=self.model.num_kv_heads,
+                slots=most,
+                granularity=design.granularity,
             )
         chip = build_chip(spec, corner=self.request.corner, mmu_tables=tables)
         if not design.has_scores:
@@ -205,4 +207,5 @@ def _capacity(machine: Machine, workload: Workload) -> int:
     tables = 0.0
     if design.has_scores and machine.mmu.store == "dram":
         tables = rows * machine.entry_bytes
+        tables += header.geometry.batch * machine.model.num_layers * machine.table_bytes(0)
     return int(weights + rows * machine.row_bytes + tables)

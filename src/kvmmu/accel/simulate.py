@@ -15,6 +15,7 @@ from typing import Any
 from kvmmu.accel.designs import baselines
 from kvmmu.accel.dram.layouts import compare_layouts
 from kvmmu.accel.dram.spec import DramSpec, load_dram
+from kvmmu.accel.pipeline.work import logits_room
 from kvmmu.accel.request import HARDWARE_POLICIES, Request, our_design, settle
 from kvmmu.accel.results import MODES, DesignResult, PhaseResult
 from kvmmu.accel.runner import Runner
@@ -23,7 +24,7 @@ from kvmmu.accel.spec.load import load_accelerator, load_model
 from kvmmu.accel.spec.model import ModelSpec
 from kvmmu.accel.workload import Workload
 from kvmmu.errors import CapacityError
-from kvmmu.units import GB, bytes_of_bits
+from kvmmu.units import GB, KIB, bytes_of_bits
 
 __all__ = [
     "HARDWARE_POLICIES",
@@ -98,6 +99,15 @@ class Simulation:
             for other in self.others
             if not other.fits
         ]
+        machine = self.ours.total.machine
+        logits = self.model.num_heads * machine.design.num_slots * machine.logit_bytes
+        if machine.design.has_scores and machine.num_tables == 1 and logits > logits_room(machine):
+            made.append(
+                f"logits of all heads are {logits / KIB:.0f} KiB, the logits buffer has "
+                f"{logits_room(machine) / KIB:.0f}: a KV-MMU with one table a layer takes a "
+                "slot's probabilities of all heads in a row, so the groups' sums must wait "
+                "outside it, which is not charged"
+            )
         held = max(self.workload.header.geometry.slots)
         if self.asked_slots is not None and self.asked_slots > held:
             made.append(f"{held} slots are simulated of {self.asked_slots}: no lane fills more")
@@ -109,8 +119,11 @@ class Simulation:
             )
         return made
 
-    def stall_cycles(self, scope: str = "end_to_end") -> float:
-        """Return the cycles by which the KV-MMU lengthens the run, scores and staging included."""
+    def scoring_cycles(self, scope: str = "end_to_end") -> float:
+        """Return the cycles by which scores lengthen the run: traffic, staging, searches, stalls.
+
+        What of a decode step is stalls, and why: stalls.py.
+        """
         mine, plain = self.ours.scope(scope), self.unscored.scope(scope)
         return mine.cycles("overlapped") - plain.cycles("overlapped")
 

@@ -4,6 +4,7 @@ other DRAMs       the same ratios on at least one more DRAM
 sensitivity       each group of energy constants at its low and its high figure, alone
 context           one decode step against the context: flat for RCE, linear for the full cache
 iso-capacity      every design at its own largest batch that fits the DRAM
+stalls            what the KV-MMU holds a decode step up, by cause and by its ways
 bounds            the least traffic that attention needs, beside what each design moves
 layouts           slot layout and address mapping, the chosen pair and the others
 """
@@ -25,6 +26,7 @@ from kvmmu.accel.company import (
 )
 from kvmmu.accel.request import Request
 from kvmmu.accel.simulate import Simulation, simulate
+from kvmmu.accel.stalls import stalls_of
 from kvmmu.accel.summary import simulation_json
 
 __all__ = ["PAPER", "Study", "other_dram", "study"]
@@ -73,6 +75,9 @@ def study(
     if request.trace is None:
         say("KV-MMU")
         extra["mmu_variants"] = mmu_variants(main)
+    say("stalls")
+    found = stalls_of(main)
+    extra["stalls"] = None if found is None else found.to_json()
     say("layouts")
     extra["layouts"] = layouts(main)
     extra["bounds"] = attention_bounds(main)

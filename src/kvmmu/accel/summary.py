@@ -23,7 +23,7 @@ def simulation_json(made: Simulation) -> dict[str, Any]:
         "baselines": [other.to_json() for other in made.others],
         "ratios": made.ratios,
         "mmu_share": {scope: made.mmu_share(scope) for scope in scopes},
-        "stall_cycles": {scope: made.stall_cycles(scope) for scope in scopes},
+        "scoring_cycles": {scope: made.scoring_cycles(scope) for scope in scopes},
         "area_mm2": dict(chip.area_mm2) | {"total": chip.total_area_mm2},
         "leakage_w": dict(chip.leakage_w) | {"total": chip.total_leakage_w},
         "reduction": reduction(made),

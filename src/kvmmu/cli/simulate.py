@@ -142,7 +142,7 @@ def _run(request: Request, drams: tuple[str, ...], output: Path | None, *, is_js
     from kvmmu.cli.progress import bar
 
     began = time.perf_counter()
-    with bar("simulate", 8 + max(len(drams), 1), has_count=False) as shown:
+    with bar("simulate", 9 + max(len(drams), 1), has_count=False) as shown:
 
         def say(label: str) -> None:
             shown.say(label)

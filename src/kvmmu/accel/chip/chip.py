@@ -16,8 +16,8 @@ from kvmmu.accel.chip.mmu import (
     MmuTables,
     build_mmu_prices,
     build_score_memory,
+    loser_search_cycles,
     mmu_area_mm2,
-    scan_cycles,
 )
 from kvmmu.accel.chip.prices import Prices
 from kvmmu.accel.chip.softmax import SoftmaxPrices, build_softmax_prices, softmax_area_mm2
@@ -25,7 +25,7 @@ from kvmmu.accel.chip.vector import vector_area_mm2, vector_op_pj
 from kvmmu.accel.spec.accelerator import AcceleratorSpec
 from kvmmu.accel.spec.sourced import Corner
 from kvmmu.errors import SpecError
-from kvmmu.units import KIB
+from kvmmu.units import KIB, PJ_PER_J
 
 __all__ = ["Chip", "MmuTables", "build_chip"]
 
@@ -66,11 +66,16 @@ class Chip:
             self, leakage_w=MappingProxyType(leakage_w), area_mm2=MappingProxyType(area_mm2)
         )
 
-    def mmu_latency_cycles(self, num_slots: int) -> int:
+    @property
+    def mmu_clock_w(self) -> float:
+        """What the KV-MMU's clock takes all the time; it is not gated."""
+        return self.mmu.idle_cycle_pj * self.spec.clock.clock_mhz * 1e6 / PJ_PER_J
+
+    def loser_search_cycles(self, num_slots: int) -> int:
         """Return the cycles of one search over `num_slots` slots. Raises SpecError without MMU."""
         if self.spec.mmu is None:
             raise SpecError(f"{self.spec.name}: mmu must be given for a search, got none")
-        return scan_cycles(self.spec.mmu.ways, num_slots)
+        return loser_search_cycles(self.spec.mmu.ways, num_slots)
 
 
 def build_chip(

@@ -1,7 +1,9 @@
-"""The KV-MMU unit: score tables on chip, scan logic, victim and write address.
+"""The KV-MMU unit: score tables on chip, and what its logic costs. Its cycles: mmu_timing.py.
 
-A table holds, for one (lane, layer[, KV head]): a score mantissa and a position per slot, one
-shared exponent, the recent FIFO of slot ids and the victim's slot id.
+A table holds, for one (lane, layer[, KV head]): a score and a position a slot, and a header of one
+shared exponent, the newest token's position and the victim's slot. On chip a score has a carry bit
+more than in DRAM; there a header has 8 bytes and a position whole bytes. Which slots are protected
+follows from positions, so no list of them is kept. All as `kvmmu.rtl` has it.
 """
 
 from __future__ import annotations
@@ -11,19 +13,32 @@ from dataclasses import dataclass
 
 from kvmmu.accel.chip.memory import Memory, build_memory, no_memory
 from kvmmu.accel.chip.prices import Prices
-from kvmmu.accel.spec.accelerator import AcceleratorSpec
+from kvmmu.accel.spec.accelerator import AcceleratorSpec, Mmu
 from kvmmu.accel.spec.tables import load_arithmetic
 from kvmmu.errors import SpecError
 from kvmmu.units import bytes_of_bits
 
 __all__ = [
+    "CARRY_BITS",
+    "HEADER_BYTES",
     "MmuPrices",
     "MmuTables",
     "build_mmu_prices",
     "build_score_memory",
+    "header_bits",
+    "loser_search_cycles",
     "mmu_area_mm2",
-    "scan_cycles",
 ]
+
+CARRY_BITS = 1
+"""Kept beside a score on chip until it is read again."""
+HEADER_BYTES = 8
+"""A table's header in DRAM."""
+
+
+def header_bits(mmu: Mmu, slots: int) -> int:
+    """Return the bits of a table's header on chip: exponent, position, victim."""
+    return mmu.exponent_bits + mmu.position_bits + max(1, (slots - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -45,64 +60,85 @@ class MmuTables:
 
     @classmethod
     def of(
-        cls, spec: AcceleratorSpec, *, batch: int, num_layers: int, num_kv_heads: int, slots: int
+        cls,
+        spec: AcceleratorSpec,
+        *,
+        batch: int,
+        num_layers: int,
+        num_kv_heads: int,
+        slots: int,
+        granularity: str | None = None,
     ) -> MmuTables:
-        """Return the tables of a run: all on chip, or two where their store is DRAM."""
-        if spec.mmu is None:
+        """Return the tables of a run: all on chip, or where their store is DRAM two of them.
+
+        At granularity "head" the tables of two lanes wait on chip besides, one lane's being fetched
+        or written back while the other's pass through the two.
+        """
+        mmu = spec.mmu
+        if mmu is None:
             raise SpecError(f"{spec.name}: mmu must be given for score tables, got none")
-        heads = num_kv_heads if spec.mmu.granularity == "head" else 1
+        heads = num_kv_heads if (granularity or mmu.granularity) == "head" else 1
         total = batch * num_layers * heads
-        return cls(total, slots, total if spec.mmu.store == "sram" else min(2, total))
+        waiting = 2 * heads if heads > 1 else 0
+        return cls(total, slots, total if mmu.store == "sram" else min(2 + waiting, total))
 
     def bytes_per_table(self, spec: AcceleratorSpec) -> int:
-        """Bytes of one table as it lies in SRAM or is moved to DRAM. Raises SpecError."""
+        """Bytes of one table in SRAM. Raises SpecError."""
         mmu = spec.mmu
         if mmu is None:
             raise SpecError(f"{spec.name}: mmu must be given for score tables, got none")
         slots = self.slots_per_table
-        id_bits = max(1, (slots - 1).bit_length())
-        recent = max(1, int(mmu.recent_share * slots))
-        bits = slots * (mmu.score_bits + mmu.position_bits) + mmu.exponent_bits
-        return bytes_of_bits(bits + (recent + 1) * id_bits, 1)
+        bits = slots * (mmu.score_bits + CARRY_BITS + mmu.position_bits) + header_bits(mmu, slots)
+        return bytes_of_bits(bits, 1)
 
 
 @dataclass(frozen=True)
 class MmuPrices:
-    """Energy of the KV-MMU's steps.
+    """Energy of the KV-MMU's logic by what it does, over what its clock takes in any cycle.
 
-    add_pj, compare_pj and control_pj_per_slot are for one slot's visit; the three together are
-    the synthesised scan logic's energy. address_pj is for one computed row address.
+    beat_pj_per_way: a probability taken; row_pj_per_way: a slot read, decayed, added to, clamped
+    and compared; step_pj: a token admitted to one table, its victim's address made, its header
+    written; idle_cycle_pj: the clock of all ways, in every cycle. SRAM accesses are apart.
     """
 
-    add_pj: float
-    compare_pj: float
-    control_pj_per_slot: float
-    address_pj: float
+    beat_pj_per_way: float
+    row_pj_per_way: float
+    step_pj: float
+    idle_cycle_pj: float
 
 
 def build_mmu_prices(spec: AcceleratorSpec, prices: Prices) -> MmuPrices:
-    """Return the prices of the KV-MMU's steps; zero without one."""
+    """Return the prices of the KV-MMU's logic; zero without one."""
     mmu = spec.mmu
     if mmu is None:
         return MmuPrices(0.0, 0.0, 0.0, 0.0)
-    add_pj = prices.energy_pj("int32_add") * mmu.accumulator_bits / 32
-    compare_pj = prices.energy_pj("compare") * mmu.score_bits / 32
-    scan_pj = prices.energy_pj("mmu_scan_cycle") / load_arithmetic().mmu_scan_ways.ways
-    address_pj = prices.energy_pj("int32_multiply") + 2 * prices.energy_pj("int32_add")
-    return MmuPrices(add_pj, compare_pj, max(0.0, scan_pj - add_pj - compare_pj), address_pj)
+    return MmuPrices(
+        beat_pj_per_way=prices.energy_pj("mmu_beat"),
+        row_pj_per_way=prices.energy_pj("mmu_row"),
+        step_pj=prices.energy_pj("mmu_step"),
+        idle_cycle_pj=prices.energy_pj("mmu_idle_cycle") * _share_of_ways(mmu),
+    )
 
 
 def mmu_area_mm2(spec: AcceleratorSpec, prices: Prices) -> float:
-    """Return the scan logic's area: in proportion to its ways (assumed), SRAM apart."""
+    """Return the logic's area, SRAM apart."""
     if spec.mmu is None:
         return 0.0
-    return prices.area_mm2("mmu_scan_logic") * spec.mmu.ways / load_arithmetic().mmu_scan_ways.ways
+    return prices.area_mm2("mmu_logic") * _share_of_ways(spec.mmu)
+
+
+def _share_of_ways(mmu: Mmu) -> float:
+    """Return the ways over the synthesised block's: clock and area go with them (assumed)."""
+    return mmu.ways / load_arithmetic().mmu_ways.ways
 
 
 def build_score_memory(
     spec: AcceleratorSpec, tables: MmuTables | None, *, prices: Prices
 ) -> Memory:
-    """Return the SRAM of the tables on chip; none without tables. Raises SpecError."""
+    """Return the SRAM of the tables on chip; none without tables. Raises SpecError.
+
+    In a cycle a row of words and positions is read from one bank and another written to the other.
+    """
     mmu = spec.mmu
     if mmu is None or tables is None:
         return no_memory("score")
@@ -112,13 +148,13 @@ def build_score_memory(
             f"got {tables.tables_on_chip}; set mmu.store to 'dram'"
         )
     capacity_bytes = tables.bytes_per_table(spec) * tables.tables_on_chip
-    port_bytes = bytes_of_bits(mmu.ways, mmu.score_bits)  # the scores of one scan cycle
-    return build_memory(spec, "score", capacity_bytes, port_bytes, corner=prices.corner)
+    row_bytes = bytes_of_bits(mmu.ways, mmu.score_bits + CARRY_BITS + mmu.position_bits)
+    return build_memory(spec, "score", capacity_bytes, 2 * row_bytes, corner=prices.corner)
 
 
-def scan_cycles(ways: int, num_slots: int) -> int:
-    """Return the cycles of one search: rows of `ways` slots, then the tree and running minimum.
+def loser_search_cycles(ways: int, num_slots: int) -> int:
+    """Return the cycles of one search for a chunk's losers: rows, the tree, the running minimum.
 
-    256 slots in rows of 16 take 21 cycles, as the synthesised unit does.
+    A model only: the RTL takes a prompt token by token and has no such search.
     """
     return -(-num_slots // ways) + math.ceil(math.log2(ways)) + 1

@@ -119,7 +119,7 @@ class Evaluator:
         design, workload, request = self._design(spec, point, kind)
         if kind == "full":
             spec = spec.model_copy(update={"mmu": None})
-        if self._least_area(spec) > self.area_mm2:
+        if self._least_area(spec, kind) > self.area_mm2:
             raise Refusal("area over the budget")
         made = self._run(spec, point, design, workload, request)
         if made.area_mm2 > self.area_mm2 * (1 + 1e-9):
@@ -143,9 +143,13 @@ class Evaluator:
         except SpecError:
             return float("inf")
 
-    def _least_area(self, spec: AcceleratorSpec) -> float:
-        """Return the chip's area without score tables, before anything is simulated."""
-        return build_chip(spec, corner=self.request.corner).total_area_mm2
+    def _least_area(self, spec: AcceleratorSpec, kind: str) -> float:
+        """Return the chip's area without score tables, before anything is simulated.
+
+        The full cache's chip has no buffer in which logits wait, as Runner builds it.
+        """
+        chip = build_chip(spec, corner=self.request.corner)
+        return (chip.without("logits_buffer") if kind == "full" else chip).total_area_mm2
 
     def _run(
         self,

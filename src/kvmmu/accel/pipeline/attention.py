@@ -38,7 +38,8 @@ class AttentionPlan:
 
     num_groups of KV heads are taken one after the other where logits must wait. collect_* is what
     score collection adds to array and softmax; has_late_writes: rows are written only when scores
-    have said who stays.
+    have said who stays. is_streamed: the KV-MMU takes probabilities as they are made and knows its
+    victim victim_cycles behind the last; swap_cycles: to put the lane's first table in its place.
     """
 
     form: str
@@ -59,6 +60,9 @@ class AttentionPlan:
     collect_array_cycles: int
     collect_softmax_cycles: int
     mmu_cycles: int
+    swap_cycles: int
+    victim_cycles: int
+    is_streamed: bool
     collects_from: str
 
 
@@ -84,7 +88,7 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
     )
     made["array_cycles"] = work.qk_cycles + work.pv_cycles + scores.array_cycles
     made["softmax_cycles"] = work.softmax_cycles + work.late_cycles + scores.softmax_cycles
-    made["mmu_cycles"] = scores.mmu_cycles
+    made["mmu_cycles"] = scores.mmu_cycles + scores.swap_cycles
     return AttentionPlan(
         form=form,
         num_tiles=max(1, kv_tiles),
@@ -104,6 +108,9 @@ def plan_attention(machine: Machine, q: int, live: int, written: int) -> Attenti
         collect_array_cycles=scores.array_cycles,
         collect_softmax_cycles=scores.softmax_cycles,
         mmu_cycles=scores.mmu_cycles,
+        swap_cycles=scores.swap_cycles,
+        victim_cycles=scores.victim_cycles,
+        is_streamed=q == 1 and machine.design.has_scores,
         collects_from=scores.source,
     )
 

@@ -60,10 +60,9 @@ OPERATIONS = (
     "collect_exp",
     "collect_mul",
     "vector_ops",
-    "mmu_add",
-    "mmu_compare",
-    "mmu_visit",
-    "mmu_address",
+    "mmu_beats",  # probabilities taken, a way each
+    "mmu_rows",  # slots visited: decay, add, clamp, compare; a way each
+    "mmu_steps",  # tokens admitted: victim, position, address, header; a table each
 )
 CHUNK_COMMANDS = ("kv_chunk_activates", "kv_chunk_bursts")
 """DRAM commands of reads by groups of heads: their pattern is the plan's, so is their count."""

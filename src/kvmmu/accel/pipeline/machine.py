@@ -13,6 +13,8 @@ from math import ceil
 from typing import NoReturn
 
 from kvmmu.accel.chip.chip import Chip
+from kvmmu.accel.chip.mmu import HEADER_BYTES
+from kvmmu.accel.chip.mmu_timing import AS_BUILT, MmuTiming
 from kvmmu.accel.designs import PAGE_TOKENS, Design
 from kvmmu.accel.dram.patterns import Pattern, PatternCost, pattern_cost
 from kvmmu.accel.dram.spec import Corner, DramSpec
@@ -41,6 +43,7 @@ class Machine:
     design: Design
     batch: int
     corner: Corner = "nominal"
+    mmu_timing: MmuTiming = AS_BUILT
 
     def __post_init__(self) -> None:
         if self.row_bytes > self.kv_tile_bytes:
@@ -89,10 +92,27 @@ class Machine:
 
     @property
     def entry_bytes(self) -> float:
-        """Bytes of score tables that belong to one slot of one layer: scores, positions, ids."""
-        newest_bits = self.mmu.recent_share * max(1, (self.design.num_slots - 1).bit_length())
-        bits = self.mmu.score_bits + self.mmu.position_bits + newest_bits
-        return self.num_tables * bits / BITS_PER_BYTE
+        """Bytes in DRAM of one slot of one layer's score tables: scores and positions."""
+        mmu = self.mmu
+        return self.num_tables * (
+            bytes_of_bits(1, mmu.score_bits) + bytes_of_bits(1, mmu.position_bits)
+        )
+
+    def table_bytes(self, slots: int) -> float:
+        """Bytes in DRAM of one layer's score tables of a lane with `slots` slots, headers too."""
+        return slots * self.entry_bytes + self.num_tables * HEADER_BYTES
+
+    @property
+    def table_latency_cycles(self) -> int:
+        """Cycles from asking for a table until it begins to come.
+
+        From the DRAM: a closed row is opened. Per head, the tables of two lanes wait in SRAM.
+        """
+        if self.design.granularity == "head":
+            return self.chip.spec.process.sram_read_cycles
+        t = self.dram.timings
+        cycles = t.t_rp_cycles + t.t_rcd_rd_cycles + t.t_cl_cycles + t.burst_cycles
+        return ceil(cycles * self.chip.spec.clock.clock_mhz / t.clock_mhz)
 
     @property
     def group(self) -> int:

@@ -20,6 +20,11 @@ Operations are rows of COLUMNS:
             leave the DRAM waiting (two thirds of its time, measured on LLaMA-7B)
     SWEEPS  all K tiles with the first softmax pass behind them, `late` further softmax cycles, then
             all V tiles: a fetch in all, b logits, c first pass, d sums
+    STREAM  the look at every logit that makes final probabilities: a softmax cycles
+
+Probabilities go to the KV-MMU as they are made, nothing holds them between the two: the pass that
+makes them (STREAM, or the last c cycles of `late`) lasts as long as the slower of the two, and both
+are taken until then; `beats` are the KV-MMU's cycles. Register `scored` is set `latency` later.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ __all__ = [
     "ONLINE",
     "SINGLE",
     "SOFTMAX",
+    "STREAM",
     "SWEEPS",
     "State",
     "UNITS",
@@ -56,11 +62,14 @@ DRAM, ARRAY, SOFTMAX, VECTOR, MMU = range(5)
 WEIGHT_RING, KV_RING = range(2)
 NOTHING = -1
 NO_ROLE, FETCH, USE, USE_LAST = range(4)
-SINGLE, GEMM, ONLINE, SWEEPS = range(4)
-COLUMNS = ("kind", "unit", "tiles", "a", "b", "c", "d", "late", "wait", "put")
-NUM_REGISTERS = 12
-LOGITS, WEIGHTS = 10, 11
-"""Registers used inside an operation; 0 to 9 are the program's."""
+SINGLE, GEMM, ONLINE, SWEEPS, STREAM = range(5)
+COLUMNS = (
+    *("kind", "unit", "tiles", "a", "b", "c", "d", "late", "beats"),
+    *("wait", "put", "scored", "latency"),
+)
+NUM_REGISTERS = 13
+LOGITS, WEIGHTS, VICTIM = 10, 11, 12
+"""Registers used inside an operation, and the end of the last search; 0 to 9 are the program's."""
 
 IntArray = NDArray[np.int64]
 
@@ -80,8 +89,8 @@ class State:
 
     @property
     def end(self) -> int:
-        """Cycle at which everything has ended."""
-        return int(self.free.max())
+        """Cycle at which everything has ended, the last search too."""
+        return int(max(self.free.max(), self.registers[VICTIM]))
 
     def shape(self, now: int, units: list[int]) -> tuple[int, ...]:
         """Return the state relative to `now` as far as it can hold up tasks of `units`.
@@ -232,7 +241,28 @@ def _online(s, n, a, b, c, d, wait, put, exact):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]
+def _stream(s, total, last, beats, wait, put, scored, latency):  # type: ignore[no-untyped-def]
+    """Run `total` softmax cycles, the `last` of them together with the KV-MMU's beats."""
+    free, registers = s[0], s[1]
+    begin = free[SOFTMAX]
+    if wait >= 0:
+        begin = max(begin, registers[wait])
+    begin += total - last
+    if beats > 0:
+        begin = max(begin, free[MMU])
+    end = begin + max(last, beats)
+    free[SOFTMAX] = end
+    if beats > 0:
+        free[MMU] = end
+    if put >= 0:
+        registers[put] = end
+    if scored >= 0:
+        registers[scored] = end + latency
+        registers[VICTIM] = max(registers[VICTIM], end + latency)
+
+
+@numba.njit(cache=True)
+def _sweeps(s, n, a, b, c, d, late, beats, wait, put, scored, latency):  # type: ignore[no-untyped-def]
     free, registers, ready, used, base = s
     keys = a - a // 2  # cycles for K; V takes the other half
     for i in range(n):
@@ -248,9 +278,7 @@ def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]
             free, registers, ready, used, base,
             SOFTMAX, _share(c, i, n), NO_ROLE, 0, 0, LOGITS, NOTHING,
         )  # fmt: skip
-    _task(
-        free, registers, ready, used, base, SOFTMAX, late, NO_ROLE, 0, 0, NOTHING, WEIGHTS
-    )  # fmt: skip
+    _stream(s, late, min(c, late), beats, NOTHING, WEIGHTS, scored, latency)
     for i in range(n):
         _task(
             free, registers, ready, used, base,
@@ -266,22 +294,24 @@ def _sweeps(s, n, a, b, c, d, late, wait, put):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _run(program, free, registers, ready, used, base, exact):  # type: ignore[no-untyped-def]
-    """Run operations [N, 10] in order, updating the state in place."""
+    """Run operations [N, COLUMNS] in order, updating the state in place."""
     s = (free, registers, ready, used, base)
     for k in range(program.shape[0]):
-        kind, unit, n, a, b, c, d, late, wait, put = program[k]
+        kind, unit, n, a, b, c, d, late, beats, wait, put, scored, latency = program[k]
         if kind == GEMM:
             _gemm(s, n, a, b, wait, put, exact)
         elif kind == ONLINE:
             _online(s, n, a, b, c, d, wait, put, exact)
         elif kind == SWEEPS:
-            _sweeps(s, n, a, b, c, d, late, wait, put)
+            _sweeps(s, n, a, b, c, d, late, beats, wait, put, scored, latency)
+        elif kind == STREAM:
+            _stream(s, a, a, beats, wait, put, scored, latency)
         else:
             _task(free, registers, ready, used, base, unit, a, NO_ROLE, 0, 0, wait, put)
 
 
 def run_program(state: State, program: IntArray, *, exact: bool = False) -> None:
-    """Run a program's operations [N, 10]; exact=True runs each of their tiles."""
+    """Run a program's operations [N, COLUMNS]; exact=True runs each of their tiles."""
     _run(program, state.free, state.registers, state.ready, state.used, state.base, exact)
 
 
@@ -289,8 +319,9 @@ def _units(program: IntArray) -> list[int]:
     """List the units that a program's operations run on."""
     kinds = set(program[:, 0].tolist())
     used = set(program[program[:, 0] == SINGLE, 1].tolist())
-    used |= {DRAM, ARRAY} if kinds - {SINGLE} else set()
-    used |= {SOFTMAX} if kinds & {ONLINE, SWEEPS} else set()
+    used |= {DRAM, ARRAY} if kinds & {GEMM, ONLINE, SWEEPS} else set()
+    used |= {SOFTMAX} if kinds & {ONLINE, SWEEPS, STREAM} else set()
+    used |= {MMU} if program[:, COLUMNS.index("beats")].any() else set()
     return sorted(used)
 
 

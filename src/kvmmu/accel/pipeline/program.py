@@ -11,6 +11,7 @@ rows) is written after the next lane's fetches, for the same reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from kvmmu.accel.pipeline.maxplus import (
     ONLINE,
     SINGLE,
     SOFTMAX,
+    STREAM,
     SWEEPS,
     VECTOR,
     IntArray,
@@ -34,15 +36,17 @@ from kvmmu.accel.pipeline.maxplus import (
 __all__ = ["INPUT", "layer_program", "serial_cycles", "single_gemm"]
 
 INPUT, PRODUCT, QUERIES, CONTEXT = range(4)
-SCORED = (4, 5)
-"""Registers: layer input, last product, queries rotated, attention done; scored, lanes in turn."""
+SCORED, FETCHED = (4, 5), (6, 7)
+"""Registers: layer input, last product, queries rotated, attention done; then of two lanes in turn:
+victims known, score tables in from the DRAM."""
 
 Row = tuple[int, ...]
+_CYCLES = slice(COLUMNS.index("a"), COLUMNS.index("beats") + 1)
 
 
-def _op(kind: int, *, wait: int = NOTHING, put: int = NOTHING, **given: int) -> Row:
+def _op(kind: int, **given: int) -> Row:
     """Return one operation's row."""
-    made = {"kind": kind, "wait": wait, "put": put} | given
+    made = {"kind": kind, "wait": NOTHING, "put": NOTHING, "scored": NOTHING} | given
     return tuple(made.get(name, 0) for name in COLUMNS)
 
 
@@ -56,25 +60,34 @@ def _gemm(plan: GemmPlan, *, wait: int, put: int) -> Row:
     )
 
 
-def _lane(plan: AttentionPlan, scored: int) -> tuple[list[Row], list[Row]]:
-    """Return a lane's operations, and those that wait for its scores; its output is CONTEXT.
+@dataclass(frozen=True)
+class _Lane:
+    """A lane's operations: up to its first K and V, behind them, and what waits for scores."""
 
-    `scored` is the register that the KV-MMU sets; lanes take turns with two of them.
-    """
-    rows: list[Row] = []
+    first: list[Row]
+    then: list[Row]
+    late: list[Row]
+
+
+def _lane(plan: AttentionPlan, turn: int) -> _Lane:
+    """Return a lane's operations; its output is CONTEXT. Lanes take turns with two registers."""
+    scored, fetched = SCORED[turn], FETCHED[turn]
+    first: list[Row] = []
     late: list[Row] = []
     if plan.score_fetch_cycles:
-        rows.append(_single(DRAM, plan.score_fetch_cycles))
-    for group in range(plan.num_groups):
-        rows += _group(plan, group, scored)
+        first.append(_single(DRAM, plan.score_fetch_cycles, put=fetched))
+    if plan.swap_cycles:  # the KV-MMU works in order: beats come behind it
+        first.append(_single(MMU, plan.swap_cycles, wait=fetched))
+    attention, *then = [
+        row for group in range(plan.num_groups) for row in _group(plan, group, scored)
+    ]
     write = _single(DRAM, plan.write_cycles, wait=scored if plan.has_late_writes else QUERIES)
-    (late if plan.has_late_writes else rows).append(write)
-    if plan.mmu_cycles:
-        wait = scored if plan.collect_softmax_cycles else CONTEXT
-        rows.append(_single(MMU, plan.mmu_cycles, wait=wait, put=scored))
+    (late if plan.has_late_writes else then).append(write)
+    if plan.mmu_cycles and not plan.is_streamed:
+        then.append(_single(MMU, plan.mmu_cycles, wait=scored, put=scored))
     if plan.score_store_cycles:
         late.append(_single(DRAM, plan.score_store_cycles, wait=scored))
-    return rows, late
+    return _Lane([*first, attention], then, late)
 
 
 def _group(plan: AttentionPlan, group: int, scored: int) -> list[Row]:
@@ -89,17 +102,25 @@ def _group(plan: AttentionPlan, group: int, scored: int) -> list[Row]:
         "b": part(plan.qk_cycles),
         "c": part(plan.softmax_cycles),
         "d": part(plan.pv_cycles),
+        "wait": QUERIES,
+        "put": CONTEXT,
     }
+    scores = {}
+    if plan.is_streamed:
+        beats = part(plan.mmu_cycles)
+        scores = {"beats": beats, "scored": scored, "latency": plan.victim_cycles}
     tiles = max(1, part(plan.num_tiles))
-    if plan.form == "online":
-        rows = [_op(ONLINE, tiles=tiles, wait=QUERIES, put=CONTEXT, **shared)]
-    else:
+    if plan.form != "online":
         late = part(plan.late_softmax_cycles)
-        rows = [_op(SWEEPS, tiles=-(-tiles // 2), late=late, wait=QUERIES, put=CONTEXT, **shared)]
+        return [_op(SWEEPS, tiles=-(-tiles // 2), late=late, **shared, **scores)]
+    rows = [_op(ONLINE, tiles=tiles, **shared)]
     if plan.collect_array_cycles:
         rows.append(_single(ARRAY, part(plan.collect_array_cycles), wait=CONTEXT))
-    if plan.collect_softmax_cycles:
-        rows.append(_single(SOFTMAX, part(plan.collect_softmax_cycles), wait=CONTEXT, put=scored))
+    looks = part(plan.collect_softmax_cycles)
+    if plan.is_streamed:
+        rows.append(_op(STREAM, a=looks, wait=CONTEXT, **scores))
+    elif looks:
+        rows.append(_single(SOFTMAX, looks, wait=CONTEXT, put=scored))
     return rows
 
 
@@ -112,11 +133,10 @@ def layer_program(
     rows = [_gemm(qkv, wait=INPUT, put=PRODUCT), _single(VECTOR, rope, wait=PRODUCT, put=QUERIES)]
     waiting: list[Row] = []
     for number, plan in enumerate(lanes):
-        mine, late = _lane(plan, SCORED[number % 2])
+        lane = _lane(plan, number % 2)
         # A lane's last writes come after the next lane's fetches, which do not wait for its scores.
-        fetches = 2 if plan.score_fetch_cycles else 1
-        rows += [*mine[:fetches], *waiting, *mine[fetches:]]
-        waiting = late
+        rows += [*lane.first, *waiting, *lane.then]
+        waiting = lane.late
     first = _gemm(out, wait=CONTEXT, put=PRODUCT)
     rows += [first, *waiting, _single(VECTOR, norm, wait=PRODUCT, put=INPUT)]
     for product, cycles in ((up, act), (down, last)):
@@ -131,5 +151,5 @@ def single_gemm(plan: GemmPlan) -> IntArray:
 
 
 def serial_cycles(program: IntArray) -> int:
-    """Return the cycles of a program [N, 10] if nothing overlaps."""
-    return int(program[:, 3:8].sum())
+    """Return the cycles of a program [N, COLUMNS] if nothing overlaps."""
+    return int(program[:, _CYCLES].sum())

@@ -111,12 +111,11 @@ class Mmu(SpecModel):
 
     ways: int = Field(gt=0)
     score_bits: int = Field(ge=8, le=32)
-    accumulator_bits: int = Field(ge=24, le=64)
     exponent_bits: int = Field(ge=4, le=16)
     position_bits: int = Field(ge=16, le=64)
-    recent_share: float = Field(ge=0, le=1)  # of the slots, in the FIFO of protected newest ones
     store: Literal["sram", "dram"]
     granularity: Literal["layer", "head"]
+    is_clock_gated: bool  # while the block is not busy
     source: Source
 
 

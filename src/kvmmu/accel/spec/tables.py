@@ -224,7 +224,7 @@ class Arithmetic(SpecModel):
     source: Source
     operations: dict[str, _EnergyBand]
     areas: dict[str, _AreaBand]
-    mmu_scan_ways: _Ways
+    mmu_ways: _Ways
     logic_leakage: _Leakage
 
     def energy_pj(self, operation: str, *, to_node: str, to_vdd_v: float, corner: Corner) -> float:

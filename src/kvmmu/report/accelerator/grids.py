@@ -12,7 +12,13 @@ from kvmmu.report.accelerator.cost_grids import (
     energy_grid,
     unit_grid,
 )
-from kvmmu.report.accelerator.mmu_grids import area_grid, layout_grid, mmu_grid, variant_grid
+from kvmmu.report.accelerator.mmu_grids import (
+    area_grid,
+    layout_grid,
+    mmu_grid,
+    stall_grid,
+    variant_grid,
+)
 from kvmmu.report.accelerator.ratio_grids import (
     dram_grid,
     iso_grid,
@@ -38,6 +44,7 @@ def grids(study: Mapping[str, Any]) -> dict[str, Grid]:
         "bounds": bound_grid(study),
         "mmu": mmu_grid(study),
         "variants": variant_grid(study),
+        "stalls": stall_grid(study),
         "sensitivity": sensitivity_grid(study),
         "iso": iso_grid(study),
         "layouts": layout_grid(study),

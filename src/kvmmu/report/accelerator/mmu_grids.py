@@ -17,7 +17,7 @@ from kvmmu.report.accelerator.names import (
 from kvmmu.report.accelerator.study import CORNERS, mmu_corners
 from kvmmu.report.evaluation.tables import Grid
 
-__all__ = ["area_grid", "layout_grid", "mmu_grid", "variant_grid"]
+__all__ = ["area_grid", "layout_grid", "mmu_grid", "stall_grid", "variant_grid"]
 
 Study = Mapping[str, Any]
 
@@ -58,6 +58,22 @@ def variant_grid(study: Study) -> Grid:
     head = [f"{what}, {corner}" for what in ("tables", "with collection") for corner in CORNERS]
     title = _share_title(study, ", whole run, by its tables and the chip's SRAM")
     return make_grid(title, ["victim per, tables in, SRAM", *head, "mm2"], rows)
+
+
+def stall_grid(study: Study) -> Grid:
+    """Lay out the stalls of a decode step by the KV-MMU's ways and by cause."""
+    made = study.get("stalls") or {"rows": [], "own_ways": None}
+    rows: list[list[Cell]] = []
+    for row in made["rows"]:
+        mark = " *" if row["ways"] == made["own_ways"] else "" if row["is_built"] else " (no RTL)"
+        cycles = [*row["by_cause"].values(), row["total"], row["rescale_cycles"]]
+        share = row["total"] / row["step_cycles"]
+        cells = [number(n, "{:,.0f}".format) for n in cycles]
+        rows.append([(f"{row['ways']}{mark}", row["ways"]), *cells, number(share, share_text)])
+    causes = list(made["rows"][0]["by_cause"]) if rows else []
+    head = ["ways", *causes, "all", "if all rescale, more", "of the step"]
+    title = "Stalls of a decode step, cycles (simulated; * this chip's ways)"
+    return make_grid(title, head, rows)
 
 
 def _share_title(study: Study, more: str) -> str:

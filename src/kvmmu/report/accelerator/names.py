@@ -70,6 +70,7 @@ _UNITS = {
     "vector": "vector unit",
     "mmu_score": "KV-MMU, score SRAM",
     "mmu_logic": "KV-MMU, logic",
+    "mmu_clock": "KV-MMU, clock",
     "mmu_scores": "KV-MMU, score SRAM",
     "mmu_dram": "KV-MMU, score tables in DRAM",
     "mmu_collect": "KV-MMU, score collection",
@@ -77,6 +78,7 @@ _UNITS = {
 }
 _TERMS = {
     "mmu_logic": "logic",
+    "mmu_clock": "clock",
     "mmu_scores": "score SRAM",
     "mmu_dram": "score tables in DRAM",
     "mmu_collect": "second look for scores",

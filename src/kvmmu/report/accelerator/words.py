@@ -66,6 +66,7 @@ def answer(study: Study) -> list[tuple[str, str]]:
         ("bound by", _bound(study)),
         ("DRAM", _bytes(study, full)),
         ("KV-MMU", _mmu(study)),
+        *_stalls(study),
     ]
 
 
@@ -137,6 +138,21 @@ def _mmu(study: Study) -> str:
     return f"{words}; largest: {largest}" if largest else words
 
 
+def _stalls(study: Study) -> list[tuple[str, str]]:
+    """Say what the KV-MMU holds up of a decode step, and how many ways hold nothing up."""
+    made = study.get("stalls")
+    if not made:
+        return []
+    own = next(row for row in made["rows"] if row["ways"] == made["own_ways"])
+    causes = [f"{name} {cycles:,}" for name, cycles in own["by_cause"].items() if cycles]
+    words = f"{own['total']:,} of a decode step's {own['step_cycles']:,} cycles"
+    words += f" at {own['ways']} ways" + (f" ({', '.join(causes)})" if causes else "")
+    least = made["least_ways"]
+    words += f"; least ways without any: {least}" if least else "; no number of ways has none"
+    worst = own["rescale_cycles"]
+    return [("stalls", f"{words}; {worst:,} more if every table were rescaled in one step")]
+
+
 def _accuracy(study: Study) -> str:
     if study["accuracy"] is None:
         return "not measured with these numbers; every ratio stands without one"
@@ -189,6 +205,10 @@ def notes(study: Study) -> list[str]:
         "assumptions that leads there, not a reproduction.",
         "Least: every K and V row that a step uses crosses the pins once. The order of any "
         "schedule is FlashAttention's bound without its constant.",
+        "Stalls: cycles by which a decode step of full lanes is longer than with a KV-MMU that "
+        "takes any number of probabilities at once, has every table in place and searches in no "
+        "time. "
+        "The tables' bytes in DRAM and the second look at the logits are there in both.",
         "The KV-MMU with score collection counts what the run would save without scores: tables, "
         "the second look at every logit, and rows that wait until it is known who stays.",
     ]
