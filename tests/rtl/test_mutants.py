@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant(
         "beats of the row in flight not added",
         "sums.py",
-        "held = Mux(starts, 0, self.sums[way])",
+        "held = Mux(starts, 0, sums[way])",
         "held = 0",
     ),
     Mutant(

@@ -7,6 +7,8 @@ store.py     all tables on chip; swap.py: two on chip, the others in DRAM
 pipeline.py  score row -> decay, add, clamp -> SRAM and argmin
 admission.py command -> victim, position, address -> write
 kv_mmu.py    the top
+
+A register whose value means nothing until a valid bit says so is not reset (reset_less).
 """
 
 from __future__ import annotations

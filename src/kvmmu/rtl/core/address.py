@@ -58,7 +58,9 @@ class AddressPipe(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        self._held = [Signal(write_layout(self.config), name=f"write_{n}") for n in (1, 2, 3)]
+        self._held = [
+            Signal(write_layout(self.config), name=f"write_{n}", reset_less=True) for n in (1, 2, 3)
+        ]
         self._has = Signal(3)
         self._moves = Signal(4)  # what is before stage n goes into it
         m.d.comb += [
@@ -80,13 +82,20 @@ class AddressPipe(wiring.Component):
         """Compute, stage by stage, in the cycle in which a write goes into the stage."""
         target, settings = self.target.payload, self.settings
         first, second, third = self._held
-        index = Signal(self.config.slot_bits + 1 + len(target.write.head))  # rows before the slot's
-        base, lane_high = Signal(ADDRESS_BITS), Signal(LIMB)
-        lane_low = Signal(LIMB + len(target.write.lane))
-        by_low, by_high = (Signal(len(index) + HALF, name=f"by_{n}") for n in ("low", "high"))
-        start_low, start_high = Signal(LIMB + 1), Signal(LIMB)
+        index_bits = self.config.slot_bits + 1 + len(target.write.head)
+        index = Signal(index_bits, reset_less=True)  # rows in front of the slot's
+        base = Signal(ADDRESS_BITS, reset_less=True)
+        lane_low = Signal(LIMB + len(target.write.lane), reset_less=True)
+        lane_high = Signal(LIMB, reset_less=True)
+        by_low = Signal(index_bits + HALF, reset_less=True)
+        by_high = Signal(index_bits + HALF, reset_less=True)
+        start_low = Signal(LIMB + 1, reset_less=True)
+        start_high = Signal(LIMB, reset_less=True)
         offset, low = Signal(ADDRESS_BITS), Signal(LIMB + 2)
-        kept_low, high = Signal(LIMB + 2), Signal(LIMB)
+        kept_low = Signal(LIMB + 2, reset_less=True)
+        high = Signal(LIMB, reset_less=True)
+        made = Signal(write_layout(self.config), reset_less=True)
+        m.d.comb += self.write.payload.eq(made)
         with m.If(goes[0]):
             m.d.sync += [
                 first.eq(target.write),
@@ -115,6 +124,6 @@ class AddressPipe(wiring.Component):
             ]
         with m.If(goes[3]):
             m.d.sync += [
-                self.write.payload.eq(third),
-                self.write.payload.address.eq(Cat(kept_low[:LIMB], high + kept_low[LIMB:])),
+                made.eq(third),
+                made.address.eq(Cat(kept_low[:LIMB], high + kept_low[LIMB:])),
             ]

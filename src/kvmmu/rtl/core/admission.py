@@ -68,7 +68,7 @@ class Admission(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        self._command = Signal(command_layout(self.config))
+        self._command = Signal(command_layout(self.config), reset_less=True)
         self._has_command, self._ends = Signal(), Signal()
         m.submodules.lanes = self._lanes = LaneTable(self.config)
         m.submodules.layers = self._layers = LayerTable(self.config, macros=self.macros)

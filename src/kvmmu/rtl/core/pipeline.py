@@ -79,7 +79,9 @@ class ScorePipeline(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         layout = context_layout(self.config)
-        self._contexts = Array(Signal(layout, name=f"context_{n}") for n in range(2))
+        self._contexts = Array(
+            Signal(layout, name=f"context_{n}", reset_less=True) for n in range(2)
+        )
         self._pending = Signal(2)  # steps that wait for their rescale
         self._stages = [Signal(stage_layout(self.config), name=f"stage_{n}") for n in range(6)]
         self._update = RowUpdate(self.config)
@@ -162,9 +164,11 @@ class ScorePipeline(wiring.Component):
         third, fourth, fifth = self._stages[3:]
         words = self._update.new_words
         carries = Cat(*(words[way][SCORE_BITS] for way in range(config.ways)))
-        found, score = Signal(), Signal(SCORE_BITS)  # of the row in cycle 5
-        slot = Signal(config.slot_bits)
-        overflowed, overflows = Signal(), Signal()  # of the rows in cycles 4 and 5
+        found = Signal(reset_less=True)  # of the row in cycle 5
+        score = Signal(SCORE_BITS, reset_less=True)
+        slot = Signal(config.slot_bits, reset_less=True)
+        overflowed = Signal(reset_less=True)  # of the row in cycle 4
+        overflows = Signal(reset_less=True)  # of the row in cycle 5
         m.d.comb += [
             minimum.valid.eq(third.valid),
             minimum.words.eq(words),
@@ -206,7 +210,7 @@ class ScorePipeline(wiring.Component):
 
     def _close(self, m: Module, ends: Signal, stage: Any, least: Any) -> None:
         """Hand the step's header over and free its context."""
-        which = Signal()
+        which = Signal(reset_less=True)
         context = self._contexts[stage.which]
         m.d.sync += [
             self.done.eq(ends),

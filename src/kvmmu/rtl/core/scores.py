@@ -67,15 +67,22 @@ class RowUpdate(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         config = self.config
-        self._words = Signal(self.words.shape())
-        self._positions = Signal(self.positions.shape())
+        self._words = Signal(self.words.shape(), reset_less=True)
+        self._positions = Signal(self.positions.shape(), reset_less=True)
+        new_words = Signal(self.new_words.shape(), reset_less=True)
+        may_rescale, may_leave = (Signal(config.ways, reset_less=True) for _ in range(2))
+        m.d.comb += [
+            self.new_words.eq(new_words),
+            self.may_rescale.eq(may_rescale),
+            self.may_leave.eq(may_leave),
+        ]
         with m.If(self.arriving.valid):
             m.d.sync += self._positions.eq(self.positions)
         for way in range(config.ways):
             held = Signal(name=f"held_{way}")
             arrives = Signal(name=f"newcomer_arrives_{way}")
-            is_new = Signal(name=f"is_new_{way}")
-            added = Signal(SCORE_BITS, name=f"added_{way}")
+            is_new = Signal(name=f"is_new_{way}", reset_less=True)
+            added = Signal(SCORE_BITS, name=f"added_{way}", reset_less=True)
             slot = Cat(Const(way, config.way_bits), self.arriving.row)
             m.d.comb += [
                 held.eq(~self.stage.is_last | (way <= self.context.last_way)),
@@ -91,9 +98,9 @@ class RowUpdate(wiring.Component):
             new = self._faded(m, way) + added
             with m.If(self.stage.valid):
                 m.d.sync += [
-                    self.new_words[way].eq(Mux(held, new, 0)),
-                    self.may_rescale[way].eq(held & ~kept.now),
-                    self.may_leave[way].eq(held & ~kept.after),
+                    new_words[way].eq(Mux(held, new, 0)),
+                    may_rescale[way].eq(held & ~kept.now),
+                    may_leave[way].eq(held & ~kept.after),
                 ]
         return m
 
@@ -181,8 +188,8 @@ class RowMinimum(wiring.Component):
 
     def _kept(self, m: Module, key: Any, way: Any, number: int) -> tuple[Any, Any]:
         """Put the register of the tree behind a node, half way through its levels."""
-        kept_key = Signal(SCORE_BITS + 1, name=f"kept_key_{number}")
-        kept_way = Signal(self.config.way_bits, name=f"kept_way_{number}")
+        kept_key = Signal(SCORE_BITS + 1, name=f"kept_key_{number}", reset_less=True)
+        kept_way = Signal(self.config.way_bits, name=f"kept_way_{number}", reset_less=True)
         with m.If(self.valid):
             m.d.sync += [kept_key.eq(key), kept_way.eq(way)]
         return kept_key, kept_way

@@ -35,11 +35,13 @@ class RowSums(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         starts = Signal(init=1)  # the next beat is a row's first
+        sums = Signal(self.sums.shape(), reset_less=True)
+        m.d.comb += self.sums.eq(sums)
         with m.If(self.accept):
             m.d.sync += starts.eq(self.row_end)
             for way in range(self.config.ways):
-                held = Mux(starts, 0, self.sums[way])
+                held = Mux(starts, 0, sums[way])
                 wide = Signal(SUM_BITS + 1, name=f"wide_{way}")
                 m.d.comb += wide.eq(held + self.masses[way])
-                m.d.sync += self.sums[way].eq(Mux(wide[-1], (1 << SUM_BITS) - 1, wide))
+                m.d.sync += sums[way].eq(Mux(wide[-1], (1 << SUM_BITS) - 1, wide))
         return m

@@ -67,10 +67,18 @@ class SwapStore(wiring.Component):
         self._swapped = Signal()  # the buffer being swapped
         self._row = Signal(config.row_bits)
         self._holds, self._used, self._dirty = Signal(2), Signal(2), Signal(2)
-        self._tables = Array(Signal(config.table_bits, name=f"table_{n}") for n in range(2))
-        self._lanes = Array(Signal(self.open_lane.shape(), name=f"lane_{n}") for n in range(2))
-        self._headers = Array(Signal(header_layout(config), name=f"header_{n}") for n in range(2))
-        self._last_rows = Array(Signal(config.row_bits, name=f"last_row_{n}") for n in range(2))
+        self._tables = Array(
+            Signal(config.table_bits, name=f"table_{n}", reset_less=True) for n in range(2)
+        )
+        self._lanes = Array(
+            Signal(self.open_lane.shape(), name=f"lane_{n}", reset_less=True) for n in range(2)
+        )
+        self._headers = Array(
+            Signal(header_layout(config), name=f"header_{n}", reset_less=True) for n in range(2)
+        )
+        self._last_rows = Array(
+            Signal(config.row_bits, name=f"last_row_{n}", reset_less=True) for n in range(2)
+        )
         self._swap_reads, self._swap_writes = Signal(), Signal()
         self._hold_rows(m)
         self._open_tables(m)
