@@ -2,9 +2,11 @@
 
 stimuli.py     settings, commands and masses drawn at random from a seed, hard cases made likely
 traces.py      a recorded trace as commands and masses; whether it is a hard enough test
-scoreboard.py  the block in Amaranth's simulator against the model, stream by stream
+scoreboard.py  every answer beside the model's, whatever simulator it came from
+driver.py      the block in Amaranth's simulator; streams.py, packing.py: its streams' ends and bits
+contents.py    its memories, filled with old data and read back; images.py: the DRAM behind it
 shadow.py      what a table must do, written a second time for the bounded model checker
-formal.py      the properties that the bounded model checker proves, and the call of it
+harness.py     what the bounded model checker assumes and proves; formal.py: the call of it
 bench/         the emitted Verilog under cocotb and Icarus Verilog
 
 Nothing here is part of the hardware.
