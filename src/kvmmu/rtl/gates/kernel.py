@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kvmmu.rtl.gates.jit import kernel
 from kvmmu.rtl.gates.memory_kernel import end_cycle, show_memories
 from kvmmu.rtl.gates.net_kernel import drive, toggle
 
@@ -22,7 +22,7 @@ _Bytes = NDArray[np.uint8]
 _Records = Any  # structured arrays; numpy's stubs do not know their fields
 
 
-@njit(cache=True)
+@kernel
 def _change_outputs(
     nets: _Records,
     nodes: _Records,
@@ -40,7 +40,7 @@ def _change_outputs(
         place += 1
 
 
-@njit(cache=True)
+@kernel
 def settle(
     nets: _Records,
     nodes: _Records,
@@ -83,7 +83,7 @@ def settle(
             _change_outputs(nets, nodes, fan, dirty, now, out_net, node.out, change)
 
 
-@njit(cache=True)
+@kernel
 def _clock_flip_flops(
     nets: _Records,
     nodes: _Records,
@@ -124,7 +124,7 @@ def _clock_flip_flops(
             _change_outputs(nets, nodes, fan, dirty, now, out_net, node.out, change)
 
 
-@njit(cache=True)
+@kernel
 def begin_cycle(
     nets: _Records,
     nodes: _Records,
@@ -150,7 +150,7 @@ def begin_cycle(
     show_memories(nets, nodes, fan, dirty, memories, pins, out, out_next, now)
 
 
-@njit(cache=True)
+@kernel
 def run_rows(
     nets: _Records,
     nodes: _Records,

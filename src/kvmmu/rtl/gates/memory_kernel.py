@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kvmmu.rtl.gates.jit import kernel
 from kvmmu.rtl.gates.net_kernel import toggle
 
 __all__ = ["MEMORY", "end_cycle", "show_memories"]
@@ -29,7 +29,7 @@ MEMORY = np.dtype(
 """addr, wdata, rdata, mask are places in `pins`; out in the out words; base in the store."""
 
 
-@njit(cache=True)
+@kernel
 def show_memories(
     nets: _Records,
     nodes: _Records,
@@ -55,7 +55,7 @@ def show_memories(
                     toggle(nets, nodes, fan, dirty, now, pins[place + b])
 
 
-@njit(cache=True)
+@kernel
 def _write(nets: _Records, memory: _Records, pins: _Ints, store: _Words, place: int) -> None:
     for g in range(memory.mask_bits):
         if nets[pins[memory.mask + g]].level == 0:
@@ -69,7 +69,7 @@ def _write(nets: _Records, memory: _Records, pins: _Ints, store: _Words, place: 
                 store[word] &= ~bit
 
 
-@njit(cache=True)
+@kernel
 def end_cycle(
     nets: _Records,
     memories: _Records,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kvmmu.rtl.gates.jit import kernel
 
 __all__ = ["KIND", "NET", "NODE", "ROW", "drive", "integers", "toggle"]
 
@@ -33,7 +34,7 @@ ROW = np.dtype(integers("outputs", "next_state", "edge", "edge_end"))
 """One row of a cell type: levels of the outputs as bits, the state clocked in, edge entries."""
 
 
-@njit(cache=True)
+@kernel
 def toggle(nets: _Records, nodes: _Records, fan: _Ints, dirty: _Bytes, now: int, net: int) -> None:
     one = nets[net]
     if one.level:
@@ -50,7 +51,7 @@ def toggle(nets: _Records, nodes: _Records, fan: _Ints, dirty: _Bytes, now: int,
         dirty[node] = 1
 
 
-@njit(cache=True)
+@kernel
 def drive(
     nets: _Records,
     nodes: _Records,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kvmmu.rtl.gates.jit import kernel
 from kvmmu.rtl.gates.kernel import begin_cycle, settle
 from kvmmu.rtl.gates.memory_kernel import end_cycle
 from kvmmu.rtl.gates.net_kernel import drive
@@ -29,7 +29,7 @@ STREAM = np.dtype(
 payload, counted from 1; after: stream that gates this one, -1 for none."""
 
 
-@njit(cache=True)
+@kernel
 def _chance(random: _Words) -> float:
     """Return the next number in [0, 1) of a 64-bit xorshift (Marsaglia 2003)."""
     x = random[0]
@@ -40,7 +40,7 @@ def _chance(random: _Words) -> float:
     return np.float64(x >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@kernel
 def _offer(
     nets: _Records,
     nodes: _Records,
@@ -67,7 +67,7 @@ def _offer(
     stream.last = position + 1
 
 
-@njit(cache=True)
+@kernel
 def _take(nets: _Records, stream: _Records, payload: _Longs, beats: _Words, position: int) -> None:
     for w in range(stream.beat_words):
         word = np.uint64(0)
@@ -77,7 +77,7 @@ def _take(nets: _Records, stream: _Records, payload: _Longs, beats: _Words, posi
         beats[stream.beat + position * stream.beat_words + w] = word
 
 
-@njit(cache=True)
+@kernel
 def _inputs(
     nets: _Records,
     nodes: _Records,
@@ -106,7 +106,7 @@ def _inputs(
         drive(nets, nodes, fan, dirty, now, stream.valid, stream.offered)
 
 
-@njit(cache=True)
+@kernel
 def _handshakes(
     nets: _Records, streams: _Records, payload: _Longs, beats: _Words, counters: _Longs
 ) -> int:
@@ -130,7 +130,7 @@ def _handshakes(
     return moved
 
 
-@njit(cache=True)
+@kernel
 def run_streams(
     nets: _Records,
     nodes: _Records,
