@@ -106,8 +106,8 @@ def test_each_waiver_has_a_reason():
 def test_lint_refuses_an_undriven_wire(emitted, tmp_path):
     text = (emitted.folder / BLOCK).read_text(encoding="utf-8")
     (tmp_path / SRAM).write_bytes((emitted.folder / SRAM).read_bytes())
-    assert text.count("assign busy = ") == 1
-    (tmp_path / BLOCK).write_text(text.replace("assign busy = ", "wire lost = "), "utf-8")
+    assert "assign busy = " in text
+    (tmp_path / BLOCK).write_text(text.replace("assign busy = ", "wire lost = ", 1), "utf-8")
     with pytest.raises(IntegrityError, match=r"kvmmu\.v"):
         lint(Emitted(tmp_path, emitted.srams))
 
