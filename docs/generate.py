@@ -10,6 +10,7 @@ In any page, README.md included:
     <!-- table: steps -->  ...  <!-- end -->          a table of worked_example.py
     <!-- table: 1m/headline -->  ...  <!-- end -->    a table of an evaluation (result_tables.py)
     <!-- table: accelerator/claim -->  ...  <!-- end -->    one of accelerator_results.py
+    <!-- table: rtl/costs -->  ...  <!-- end -->           one of rtl_results.py
 
 tests/unit/test_docs.py and tests/examples fail when a page is stale.
 """
@@ -22,12 +23,13 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import accelerator_results
 import result_tables
+import rtl_results
 import typer.main
 import worked_example
 
@@ -336,17 +338,26 @@ def cli_page() -> str:
         last on stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours;
         130: interrupted.
         """
-    return _page(intro, *(_command(name, root.commands[name]) for name in root.commands))
+    return _page(intro, *_commands(root, app, ""))
 
 
-def _command(name: str, command: Any) -> str:
+def _commands(group: Any, made: Any, prefix: str) -> Iterator[str]:
+    """Describe every command of a group, those of groups within it too."""
+    within = {one.name: one.typer_instance for one in made.registered_groups}
+    for name, command in group.commands.items():
+        if name in within:
+            yield from _commands(command, within[name], f"{prefix}{name} ")
+        else:
+            yield _command(f"{prefix}{name}", command, _kinds(made, name))
+
+
+def _command(name: str, command: Any, kinds: dict[str, type]) -> str:
     """Describe one command."""
     epilog = command.epilog or ""
     example = epilog.removeprefix("Example: ")
     lines = [f"## kvmmu {name}", _flow(command.help or "")]
     if example:
         lines.append(f"```\n{_only_command(example)}\n```")
-    kinds = _kinds(name)
     options = [_option(p, kinds[p.name]) for p in command.params if p.name in kinds]
     if options:
         lines.append("\n".join(["| argument | default | meaning |", "|---|---|---|", *options]))
@@ -358,10 +369,11 @@ def _only_command(example: str) -> str:
     return re.sub(r" \(.*\)$", "", example)
 
 
-def _kinds(name: str) -> dict[str, type]:
+def _kinds(group: Any, name: str) -> dict[str, type]:
     """Read the plain type of each argument from the command's signature."""
-    made = next(c.callback for c in app.registered_commands if c.name == name)
-    assert made is not None
+    callbacks = [c.callback for c in group.registered_commands]
+    names = [c.name or c.callback.__name__ for c in group.registered_commands]
+    made = callbacks[names.index(name)]
     kinds = {}
     for key, hint in get_type_hints(made).items():
         arms = [arm for arm in get_args(hint) or (hint,) if arm is not type(None)]
@@ -448,6 +460,8 @@ def _table(name: str) -> str:
     folder, _, rest = name.partition("/")
     if folder == "accelerator":
         return accelerator_results.TABLES[rest]()
+    if folder == "rtl":
+        return rtl_results.TABLES[rest]()
     return result_tables.table(name)
 
 
