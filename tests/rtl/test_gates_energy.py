@@ -177,6 +177,11 @@ def test_memory_pays_for_accesses_and_pins() -> None:
     assert parts.clock_pj == pytest.approx(4 * 0.006, rel=1e-12)
 
 
+def test_read_enable_falls_as_write_enable_rises() -> None:
+    parts = run(_bank(16), [{}, {"we": 1}]).parts
+    assert parts.sram_pins_pj == pytest.approx(0.02 + 0.01, rel=1e-12)
+
+
 def test_rows_of_macros_are_clocked_but_one_is_accessed() -> None:
     steps = [{"en": 1, "we": 0}] * 3
     parts = run(_bank(32), steps).parts

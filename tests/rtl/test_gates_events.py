@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.events import SHARE, compile_events
 from kvmmu.rtl.gates.liberty import Cell
 from kvmmu.rtl.gates.liberty_read import parse_library
@@ -110,6 +111,24 @@ def test_flip_flop_may_read_its_own_state() -> None:
     seen = [simulation.step({"t": t}) for t in (1, 1, 1, 0, 0, 1, 1)]
     assert [step["q"] for step in seen] == [0, 1, 0, 1, 1, 1, 0]
     assert all(step["n"] == 1 - step["q"] for step in seen)
+
+
+@pytest.mark.parametrize(("net", "tied"), [('"0"', True), ('"1"', False), ("2", False)])
+def test_active_high_clear_must_be_tied_low(net: str, *, tied: bool) -> None:
+    text = f"""{_HEAD} cell (F) {{ {_inputs("DR")} pin (C) {{ direction : input; }}
+      ff (I, J) {{ clocked_on : "C"; next_state : "D"; clear : "R"; }}
+      pin (Q) {{ direction : output; function : "I"; }} }} }}"""
+    module = (
+        '{"attributes": {"top": "1"}, "ports": {"d": {"direction": "input", "bits": [2]},'
+        ' "c": {"direction": "input", "bits": [3]}}, "cells": {"f": {"type": "F",'
+        f' "connections": {{"D": [2], "C": [3], "R": [{net}], "Q": [4]}}}}}}}}'
+    )
+    made = parse_netlist(f'{{"modules": {{"top": {module}}}}}', parse_library(text, "x.lib"))
+    if tied:
+        assert GateSimulation(made).step({"d": 1}) == {}
+        return
+    with pytest.raises(SpecError, match="tied inactive"):
+        GateSimulation(made)
 
 
 def test_flip_flop_counts_each_edge_of_each_output() -> None:

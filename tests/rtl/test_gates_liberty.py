@@ -77,6 +77,27 @@ def test_every_number_is_converted_to_our_units() -> None:
     assert arc.fall_pj.at() == 0.0
 
 
+def test_loads_of_a_table_are_capacitances() -> None:
+    template = "lu_table_template (d) { variable_1 : total_output_net_capacitance;"
+    lib = library(
+        template
+        + """ index_1 ("1, 3"); } cell (c) { pin (A) { direction : input; }
+          pin (Y) { direction : output; function : "A"; timing () { related_pin : "A";
+            cell_rise (d) { values ("2, 6"); } } } }"""
+    )
+    (arc,) = lib.cell("c").timing
+    table = arc.tables["cell_rise"]  # 10 fF a unit of load, 100 ps a unit of time
+    assert table.index[0] == pytest.approx((0.01, 0.03))
+    assert table.at(load=0.02) == pytest.approx(0.4)
+
+
+def test_slew_fraction_is_the_thresholds_over_the_derating() -> None:
+    assert library("").slew_fraction == pytest.approx(0.6)  # Liberty's defaults
+    stated = """slew_lower_threshold_pct_rise : 30; slew_upper_threshold_pct_rise : 70;
+      slew_derate_from_library : 0.5;"""
+    assert library(stated).slew_fraction == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "reason"),
     [
@@ -169,6 +190,9 @@ def test_table_is_linear_inside_and_outside() -> None:
     slews, loads = np.array([0.0, 1.0, 4.0, -1.0]), np.array([0.0, 0.5, 2.0, 0.0])
     expected = 1.0 + 2.0 * slews + 2.0 * loads
     np.testing.assert_allclose(table.at(slew=slews, load=loads), expected, rtol=1e-12)
+    bent = Table(axes=("slew",), index=((0.0, 1.0, 3.0),), values=np.array([0.0, 2.0, 3.0]))
+    points = np.array([-1.0, 0.5, 1.0, 2.0, 3.0, 5.0])  # the last two pieces carry on outside
+    assert bent.at(slew=points).tolist() == [-2.0, 1.0, 2.0, 2.5, 3.0, 4.0]
     assert scalar_table(2.5).at(slew=slews).tolist() == [2.5] * 4
     with pytest.raises(SpecError, match="'load'"):
         table.at(slew=0.1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 from toy_gates import Sketch, bus, toy_library, toy_macros
 
 from kvmmu.errors import SpecError
-from kvmmu.rtl.gates.macros import compose
+from kvmmu.rtl.gates.liberty_read import parse_library
+from kvmmu.rtl.gates.macros import compose, macros_of
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.timing import Timing, analyse_timing
 
@@ -79,6 +82,16 @@ def test_register_to_register_adds_clock_to_q_and_setup() -> None:
     assert timing.clock_load_pf == pytest.approx(2 * 0.003)
 
 
+def test_slews_merge_to_the_largest() -> None:
+    """A reaches the NAND2 through an inverter whose output is loaded, B comes at slew 0.1."""
+    sketch = Sketch({"a": "a", "b": "b"}, {"y": "y", "m": "m"}).cell("i", "INV", A="a", Y="m")
+    netlist = sketch.cell("g", "NAND2", A="m", B="b", Y="y").netlist()
+    timing = analyse(netlist, load_pf=0.2)
+    m_rise = 0.04 + 0.05 * 0.1 + 2.0 * (0.2 + 0.003)
+    y_fall = 0.03 + 0.05 * m_rise + 1.6 * 0.2
+    assert timing.slew_ns[1, netlist.outputs["y"][0]] == pytest.approx(y_fall, rel=1e-12)
+
+
 def test_constant_starts_no_path() -> None:
     timing = analyse(Sketch({}, {"y": "y"}).cell("g", "INV", A="0", Y="y").netlist())
     assert timing.endpoints == ()
@@ -100,6 +113,26 @@ def test_memory_launches_and_ends_paths_by_its_macros_tables() -> None:
     assert timing.path[0].pin.startswith("DOUT[")
     (address,) = {e.period_ns for e in timing.endpoints if e.pin.startswith("ADDR")}
     assert address == pytest.approx(0.3 + 0.1 * 0.1, rel=1e-12)
+
+
+def test_slews_are_scaled_between_libraries() -> None:
+    """The macro's slews are of twice the swing: a slew of 0.2 ns is 0.4 ns in its tables."""
+    text = files("kvmmu.rtl.gates").joinpath("toy_sram.lib").read_text()
+    other = text.replace("slew_derate_from_library : 1", "slew_derate_from_library : 0.5")
+    netlist = _bank(16, 8)
+    timing = analyse_timing(
+        netlist,
+        toy_library(),
+        macros_of(parse_library(other, "other.lib")),
+        input_slew_ns=0.1,
+        clock_slew_ns=0.2,
+        output_load_pf=0.1,
+    )
+    out = netlist.outputs["rdata"][0]
+    assert timing.arrival_ns[0, out] == pytest.approx(0.8 + 0.1 * 0.4 + 0.1, rel=1e-12)
+    assert timing.slew_ns[0, out] == pytest.approx((0.04 + 0.05 * 0.4 + 2 * 0.1) / 2, rel=1e-12)
+    (address,) = {e.period_ns for e in timing.endpoints if e.pin.startswith("ADDR")}
+    assert address == pytest.approx(0.3 + 0.1 * 0.2, rel=1e-12)
 
 
 def test_composition_loads_every_macro() -> None:
