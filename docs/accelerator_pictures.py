@@ -18,6 +18,7 @@ def draw(home: Path) -> None:
     _save(_claim(), home / "claim.png")
     _save(_grid(), home / "where_it_holds.png")
     _save(_context(), home / "cost_against_context.png")
+    _save(_stalls(), home / "stalls.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -151,3 +152,47 @@ def _context() -> Figure:
         axis.grid(alpha=0.25)
     figure.suptitle("Simulated: LLaMA-7B, batch 16, on jetcas65")
     return figure
+
+
+def _stalls() -> Figure:
+    """Draw a decode step's stalls against the KV-MMU's ways, for each machine and store."""
+    from accelerator_results import stalls_of
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    axes = figure.subplots(1, 4, sharey=True)
+    colours = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+    panels = [(machine, g) for machine in ("jetcas65", "hbm_server") for g in ("layer", "head")]
+    for axis, (machine, granularity) in zip(axes, panels):
+        cases = [
+            c for c in stalls_of() if (c["accelerator"], c["granularity"]) == (machine, granularity)
+        ]
+        names = list(dict.fromkeys(_case(c) for c in cases))
+        for case in cases:
+            axis.plot(
+                [row["ways"] for row in case["rows"]],
+                [max(row["total"] / row["step_cycles"], 1e-6) for row in case["rows"]],
+                color=colours[names.index(_case(case))],
+                linestyle="-" if case["store"] == "sram" else "--",
+                marker="o",
+                markersize=3,
+                label=_case(case) if case["store"] == "sram" else None,
+            )
+        axis.axvline(16, color="#aaaaaa", linewidth=0.8, zorder=0)
+        axis.set(xscale="log", yscale="log", xlabel="ways", ylim=(6e-7, 4))
+        axis.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+        axis.set_yticks([1e-6, 1e-4, 1e-2, 1], ["none", "0.01 %", "1 %", "100 %"])
+        axis.minorticks_off()
+        axis.set_title(f"{machine}, one victim per {granularity}", fontsize=10)
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("stalls, share of a decode step")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    figure.suptitle(
+        "Simulated: what the KV-MMU holds up (solid: tables on chip, dashed: in DRAM; "
+        "line: the presets' ways)"
+    )
+    return figure
+
+
+def _case(case: dict[str, Any]) -> str:
+    return f"{case['model']}, batch {case['batch']}, {case['slots']} slots"

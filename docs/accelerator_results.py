@@ -4,8 +4,9 @@
     python docs/accelerator_results.py          the other runs and the pictures (about a minute)
 
 docs/results/accelerator holds claim.jsonl.xz (a line a point), runs.json (studies, cut to what the
-page shows), grid.json (batch by context), explore_llama_7b.json (exploration.json of `kvmmu explore
---model llama_7b --trials 100`, 6 digits) and the pictures. In a page, accelerator/claim is a table.
+page shows), grid.json (batch by context), stalls.json (a decode step's, by ways of the KV-MMU),
+explore_llama_7b.json (exploration.json of `kvmmu explore --model llama_7b --trials 100`, 6 digits)
+and the pictures. In a page, accelerator/claim is a table.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ STUDIED = (
     ("llama_3_8b", 2048, 2048, 512),
     ("opt_6.7b", 1024, 1024, 256),
 )
+STALLED = (
+    ("jetcas65", "llama_7b", 16, 2048, 512),
+    ("jetcas65", "llama_7b", 1, 2048, 512),
+    ("jetcas65", "opt_6.7b", 16, 1024, 256),
+    ("jetcas65", "kvmmu-ref-1m", 16, 256, 64),
+    ("jetcas65", "kvmmu-ref-1m", 1, 256, 64),
+    ("hbm_server", "llama_7b", 16, 2048, 512),
+    ("hbm_server", "llama_7b", 1, 2048, 512),
+    ("hbm_server", "opt_6.7b", 16, 1024, 256),
+    ("hbm_server", "kvmmu-ref-1m", 16, 256, 64),
+)
+"""Accelerator, model, batch, prompt (and as many generated tokens), slots."""
 MEASURED = "1m-integers"
 """The evaluation (result_tables.py) whose numbers, policy and sizes the run with accuracy has."""
 NEAR = 0.05  # a point matches where both ratios lie within 5 % of the abstract's
@@ -62,15 +75,41 @@ def make() -> None:
         for context in GRID["context"]
     ]
     _write("grid.json", grid)
+    _write("stalls.json", stall_rows())
     if LINES.exists():
         (HOME / "claim.jsonl.xz").write_bytes(lzma.compress(_short_lines(), preset=9))
-    for load in (runs_of, grid_of, claim_lines):
+    for load in (runs_of, grid_of, stalls_of, claim_lines):
         load.cache_clear()
     draw(HOME)
     for picture in HOME.glob("*.png"):
         with Image.open(picture) as image:
             flat = image.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
         flat.save(picture, optimize=True)
+
+
+def stall_rows() -> list[dict[str, Any]]:
+    """Return the stalls of every machine, model, batch, granularity and store."""
+    from kvmmu.accel.request import Request
+    from kvmmu.accel.stalls import stalls
+
+    made = []
+    for accelerator, model, batch, prompt, slots in STALLED:
+        for granularity in ("layer", "head"):
+            for store in ("sram", "dram"):
+                request = Request(
+                    accelerator=accelerator,
+                    model=model,
+                    batch=batch,
+                    prompt=prompt,
+                    generate=prompt,
+                    num_slots=slots,
+                    granularity=granularity,
+                    overrides={"mmu.store": store},
+                )
+                about = {"accelerator": accelerator, "model": model, "batch": batch}
+                about |= {"slots": slots, "granularity": granularity, "store": store}
+                made.append(about | stalls(request).to_json())
+    return made
 
 
 def measured_runs() -> dict[str, Any]:
@@ -124,6 +163,13 @@ def runs_of() -> dict[str, Any]:
 def grid_of() -> list[dict[str, Any]]:
     """Read the kept grid."""
     made: list[dict[str, Any]] = json.loads((HOME / "grid.json").read_text("utf-8"))
+    return made
+
+
+@cache
+def stalls_of() -> list[dict[str, Any]]:
+    """Read the kept stalls."""
+    made: list[dict[str, Any]] = json.loads((HOME / "stalls.json").read_text("utf-8"))
     return made
 
 
@@ -297,6 +343,39 @@ def _largest(shares: dict[str, float]) -> str:
     return f"{words[name]}, {shares[name]:.2%}"
 
 
+def stalls() -> str:
+    """Write the stalls of a decode step by cause and ways, and the least ways without any."""
+    rows = []
+    for case in stalls_of():
+        by_ways = {row["ways"]: row for row in case["rows"]}
+        own = by_ways[case["own_ways"]]
+        rows.append(
+            (
+                f"{case['accelerator']}, {case['model']}, {case['batch']}, {case['slots']}",
+                case["granularity"],
+                case["store"].upper(),
+                f"{own['step_cycles']:,}",
+                *(_stalled(by_ways[ways]) for ways in (2, 4, 8, 16, 32)),
+                str(case["least_ways"] or "none"),
+                f"{own['rescale_cycles']:,}",
+                f"{case['rescale_share']:.0e}",
+            )
+        )
+    head = ("machine, model, batch, slots", "one victim per", "tables", "step, cycles")
+    ways = tuple(f"{n} ways" for n in (2, 4, 8, 16, 32))
+    tail = ("least ways", "16 ways, all rescale", "rescales, share of a run below")
+    return _rows((*head, *ways, *tail), rows)
+
+
+def _stalled(row: dict[str, Any]) -> str:
+    """Write stall cycles and their largest cause."""
+    if not row["total"]:
+        return "0"
+    words = {"score input": "input", "table swap": "swap", "search": "search"}
+    causes = row["by_cause"]
+    return f"{row['total']:,} ({words[max(causes, key=lambda name: causes[name])]})"
+
+
 def iso_capacity() -> str:
     """Write decode at each design's own largest batch, LLaMA-7B at 4,095 tokens."""
     rows = []
@@ -418,6 +497,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim,
     "matches": matches,
     "share": share,
+    "stalls": stalls,
     "measured": measured,
     "iso_capacity": iso_capacity,
     "grid": grid,

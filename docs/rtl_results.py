@@ -1,0 +1,312 @@
+"""What the KV-MMU's RTL costs, and what that is worth in the accelerator: kept, laid out as tables.
+
+    python docs/rtl_results.py --take FOLDER    keep the measurements in FOLDER/*.json
+    python docs/rtl_results.py                  price the accelerator's runs beside them
+
+A measurement is one block: `kvmmu rtl build`'s report on a library, and from replays on its netlist
+what a beat, a row, a step and a cycle cost. docs/results/rtl holds blocks.json (the measurements,
+cut to what pages show) and shares.json (the runs). In a page, rtl/blocks is a table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from accelerator_results import _rows, _short
+
+HOME = Path(__file__).resolve().parent / "results" / "rtl"
+SLOTS = (256, 1024, 2048, 4096)
+MODELS = {"llama_7b": "LLaMA-7B, 32 KV heads", "llama_3_8b": "Llama-3-8B, 8 KV heads"}
+BATCH, COMPRESSION = 16, 8
+NODE, VDD_V = "130", 1.2
+"""IHP SG13G2, the library of the measurements."""
+UM2_PER_MM2 = 1e6
+
+
+# Kept ---------------------------------------------------------------------------------------
+
+
+def take(folder: Path) -> None:
+    """Keep the measurements of a folder. Raises ValueError for a toy library's or for none."""
+    blocks = [_block(json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("*.json"))]
+    if not blocks:
+        raise ValueError(f"{folder} must hold measurements (*.json), got none")
+    blocks.sort(key=lambda b: (b["config"]["ways"], b["config"]["slots"], b["name"]))
+    _write("blocks.json", blocks)
+
+
+def _block(made: dict[str, Any]) -> dict[str, Any]:
+    report = made["report"]
+    if report["is_toy"]:
+        raise ValueError(f"{made['name']} must be of a real library, got the toy's")
+    kept = ("cells", "flip_flops", "logic_area_um2", "sram_area_um2", "sram_bits", "clock_mhz")
+    return {
+        "name": made["name"],
+        "config": made["config"],
+        "library": report["library"]["name"],
+        "block_sha256": report["block_sha256"],
+        "critical_path_ns": report["timing"]["critical_path_ns"],
+        "costs": made.get("costs"),
+        "leakage_nw": made.get("leakage_nw"),
+        "mismatches": sum(run["replay"]["mismatches"] for run in made.get("runs", [])),
+        "replayed_steps": sum(run["replay"]["steps"] for run in made.get("runs", [])),
+        **{name: report[name] for name in kept},
+    }
+
+
+def price() -> None:
+    """Simulate every size, granularity and store on jetcas65."""
+    _write("shares.json", [row for row in _runs() if row is not None])
+
+
+def _runs() -> list[dict[str, Any]]:
+    from kvmmu.accel.request import Request
+    from kvmmu.accel.simulate import simulate
+    from kvmmu.errors import CapacityError
+
+    made = []
+    for model in MODELS:
+        for slots in SLOTS:
+            for granularity in ("layer", "head"):
+                for store in ("dram", "sram"):
+                    half = slots * COMPRESSION // 2
+                    about = {"model": model, "slots": slots}
+                    about |= {"granularity": granularity, "store": store}
+                    request = Request(
+                        model=model,
+                        batch=BATCH,
+                        prompt=half,
+                        generate=half,
+                        num_slots=slots,
+                        granularity=granularity,
+                    )
+                    try:
+                        runs = {
+                            is_gated: simulate(_with(request, store, is_gated), names=())
+                            for is_gated in (False, True)
+                        }
+                    except CapacityError as error:
+                        made.append(about | {"refused": str(error)})
+                        continue
+                    made.append(about | _priced(runs))
+    return made
+
+
+def _with(request: Any, store: str, is_gated: bool) -> Any:  # noqa: FBT001
+    from dataclasses import replace
+
+    return replace(request, overrides={"mmu.store": store, "mmu.is_clock_gated": is_gated})
+
+
+def _priced(runs: dict[bool, Any]) -> dict[str, Any]:
+    """Return areas, energies of a decode step by term, and shares."""
+    from kvmmu.accel.simulate import COLLECTION
+
+    made = runs[False]
+    machine = made.ours.total.machine
+    chip, decode = machine.chip, made.ours.phases["decode"]
+    terms = {
+        name: value / decode.steps * 1e6
+        for name, value in decode.mmu_energy_j().items()
+        if name not in COLLECTION
+    }
+    return {
+        "tables": BATCH * made.model.num_layers * machine.num_tables,
+        "sram_bytes": chip.memories["score"].capacity_bytes,
+        "logic_mm2": chip.area_mm2["mmu_logic"],
+        "sram_mm2": chip.area_mm2["mmu_score"],
+        "chip_mm2": chip.total_area_mm2,
+        "step_uj": terms,
+        "step_all_uj": decode.energy_j() / decode.steps * 1e6,
+        "share": made.mmu_share(),
+        "decode_share": made.mmu_share("decode"),
+        "gated_share": runs[True].mmu_share(),
+    }
+
+
+def _write(name: str, value: Any) -> None:
+    HOME.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_short(value), indent=1, sort_keys=True)
+    (HOME / name).write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def blocks_of() -> list[dict[str, Any]]:
+    """Read the kept measurements."""
+    made: list[dict[str, Any]] = json.loads((HOME / "blocks.json").read_text("utf-8"))
+    return made
+
+
+@cache
+def shares_of() -> list[dict[str, Any]]:
+    """Read the kept runs."""
+    made: list[dict[str, Any]] = json.loads((HOME / "shares.json").read_text("utf-8"))
+    return made
+
+
+# Tables -------------------------------------------------------------------------------------
+
+
+def blocks() -> str:
+    """Write area, delay, energies and leakage of each synthesised block, in its own node."""
+    rows = []
+    for block in blocks_of():
+        config, costs = block["config"], block["costs"]
+        lone = [f"{costs[name]:,.1f}" for name in _COSTS] if costs else ["-"] * len(_COSTS)
+        sram, leak = block["sram_area_um2"], block["leakage_nw"]
+        rows.append(
+            (
+                str(config["slots"]),
+                str(config["ways"]),
+                f"{config['lanes']} x {config['layers']} x {config['heads']}",
+                config["store"].upper(),
+                f"{block['cells']:,}",
+                f"{block['flip_flops']:,}",
+                f"{block['logic_area_um2'] / UM2_PER_MM2:.3f}",
+                "-" if sram is None else f"{sram / UM2_PER_MM2:.2f}",
+                f"{block['critical_path_ns']:.2f}",
+                *lone,
+                "-" if leak is None else f"{leak / 1e3:.1f}",
+            )
+        )
+    head = ("slots", "ways", "lanes x layers x heads", "tables", "cells", "flip-flops")
+    area = ("logic, mm2", "SRAM macros, mm2", "longest path, ns")
+    tail = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "leakage of all, uW")
+    return _rows((*head, *area, *tail), rows)
+
+
+_COSTS = ("beat_pj", "row_pj", "step_pj", "cycle_pj")
+
+
+def scaled() -> str:
+    """Write the accelerator's constants: native, the method's factor, and at 65 nm, 1.0 V."""
+    from kvmmu.accel.spec.scaling import area_factor, delay_factor, energy_factor
+    from kvmmu.accel.spec.tables import load_arithmetic
+
+    table = load_arithmetic()
+    names = {
+        "mmu_beat": "a probability taken, a way",
+        "mmu_row": "a slot visited, a way",
+        "mmu_step": "a token admitted, a table",
+        "mmu_idle_cycle": f"the clock, a cycle of {table.mmu_ways.ways} ways",
+    }
+    rows = []
+    for name, words in names.items():
+        at = [
+            table.energy_pj(name, to_node="65", to_vdd_v=1.0, corner=corner)
+            for corner in ("low", "nominal", "high")
+        ]
+        native = table.operations[name].nominal
+        rows.append((words, f"{native.energy_pj:.4g} pJ, {native.node} nm", *map(_pj, at)))
+    at = [
+        table.area_um2("mmu_logic", to_node="65", corner=corner) / UM2_PER_MM2
+        for corner in ("low", "nominal", "high")
+    ]
+    native = table.areas["mmu_logic"].nominal
+    area = f"{native.area_um2 / UM2_PER_MM2:.3f} mm2, {native.node} nm"
+    rows.append((f"logic of {table.mmu_ways.ways} ways", area, *(f"{a:.4f} mm2" for a in at)))
+    factors = (
+        f"energy x{energy_factor(NODE, VDD_V, to_node='65', to_vdd_v=1.0):.3f}",
+        f"delay x{delay_factor(NODE, VDD_V, to_node='65', to_vdd_v=1.0):.2f}",
+        f"area x{area_factor(NODE, to_node='65'):.3f}",
+    )
+    rows.append(("factors to 65 nm, 1.0 V", "130 nm, 1.2 V", *factors))
+    return _rows(("what", "nominal, native", "low", "nominal", "high"), rows)
+
+
+def _pj(value: float) -> str:
+    return f"{value:.3g} pJ"
+
+
+def costs() -> str:
+    """Write tables, area, energy and share for each number of slots, granularity and store."""
+    rows = []
+    for first in shares_of():
+        if first["model"] != "llama_7b":
+            continue
+        key = {k: first[k] for k in ("slots", "granularity", "store")}
+        both = [_share_of(model, key) for model in MODELS]
+        made = next((row for row in both if "refused" not in row), None)
+        if made is None:
+            continue
+        rows.append(_cost_row(first, made, both))
+    head = ("slots", "one victim per", "tables in", "tables (B x L x Hkv)", "SRAM, KiB")
+    area = ("logic + SRAM, 130 nm, mm2", "logic + SRAM, 65 nm, mm2", "a decode step, uJ")
+    shares = tuple(f"share, {title.partition(',')[0]}" for title in MODELS.values())
+    return _rows((*head, *area, "largest term", *shares, "clock gated"), rows)
+
+
+def _share_of(model: str, key: dict[str, Any]) -> dict[str, Any]:
+    wanted = {"model": model, **key}
+    return next(r for r in shares_of() if all(r[name] == value for name, value in wanted.items()))
+
+
+def _cost_row(
+    first: dict[str, Any], made: dict[str, Any], both: Sequence[dict[str, Any]]
+) -> tuple[str, ...]:
+    fits = "" if made is first or made["model"] == first["model"] else "*"
+    tables = made["tables"]
+    terms = made["step_uj"]
+    largest = max(terms, key=lambda name: terms[name])
+    return (
+        str(first["slots"]),
+        first["granularity"],
+        {"dram": "DRAM", "sram": "SRAM"}[first["store"]],
+        f"{tables:,}{fits}",
+        f"{made['sram_bytes'] / 1024:,.0f}",
+        _native(first, made),
+        f"{made['logic_mm2']:.3f} + {made['sram_mm2']:.2f}",
+        f"{sum(terms.values()):,.0f} of {made['step_all_uj']:,.0f}",
+        f"{TERMS[largest]}, {terms[largest]:,.0f} uJ",
+        *(_share(row) for row in both),
+        f"{made['gated_share']['tables']:.2%}",
+    )
+
+
+def _share(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return "does not fit"
+    return f"{row['share']['tables']:.2%} / {row['share']['with_collection']:.2%}"
+
+
+def _native(first: dict[str, Any], made: dict[str, Any]) -> str:
+    """Write the synthesised logic and macros, macros scaled by tables where others were built."""
+    same = [b for b in blocks_of() if b["config"]["slots"] == first["slots"]]
+    same = [b for b in same if b["config"]["store"] == first["store"] and b["config"]["ways"] == 16]
+    if not same:
+        return "not built"
+    block = min(same, key=lambda b: abs(_tables(b) - made["tables"]))
+    logic, sram = block["logic_area_um2"] / UM2_PER_MM2, block["sram_area_um2"]
+    if sram is None:
+        return f"{logic:.2f} + -"
+    exact = _tables(block) == made["tables"] or first["store"] == "dram"
+    factor = 1.0 if exact else made["tables"] / _tables(block)
+    return f"{logic:.2f} + {'' if exact else '~'}{sram * factor / UM2_PER_MM2:,.1f}"
+
+
+def _tables(block: dict[str, Any]) -> int:
+    config = block["config"]
+    return int(config["lanes"] * config["layers"] * config["heads"])
+
+
+TERMS = {
+    "mmu_logic": "logic",
+    "mmu_clock": "clock",
+    "mmu_scores": "table accesses",
+    "mmu_dram": "table traffic",
+    "leak_mmu_score": "leakage of SRAM",
+    "leak_mmu_logic": "leakage of logic",
+}
+TABLES: dict[str, Callable[[], str]] = {"blocks": blocks, "scaled": scaled, "costs": costs}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--take"]:
+        take(Path(sys.argv[2]))
+    else:
+        price()
+    sys.stdout.write(f"{HOME}\n")
