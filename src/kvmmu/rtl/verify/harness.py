@@ -10,7 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Array, Assert, Assume, ClockDomain, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import (
+    Array,
+    Assert,
+    Assume,
+    Cat,
+    ClockDomain,
+    Cover,
+    Module,
+    Mux,
+    Signal,
+    Value,
+)
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
@@ -220,6 +231,7 @@ class FormalBench(wiring.Component):
         is_ours = self._written & (write.lane == self.watched)
         wanted = {"slot": shadow.slot, "position": shadow.position, "evicts": shadow.evicts}
         wanted["protects"] = shadow.protects
+        wanted["marks"] = self._marks(m)
         kept = {
             name: Array(Signal(len(value), name=f"wanted_{name}_{n}") for n in range(_QUEUE))
             for name, value in wanted.items()
@@ -243,23 +255,28 @@ class FormalBench(wiring.Component):
                 Assert(write.position == kept["position"][head]),
                 Assert(write.evicts == kept["evicts"][head]),
             ]
-        if self.covers:
-            self._cover(m, shadow.take & shadow.evicts)
+        for n, name in enumerate(COVERS):
+            flag = Signal(name=name)
+            m.d.comb += flag.eq(is_ours & kept["marks"][head].bit_select(n, 1))
+            if self.covers:
+                m.d.comb += Cover(flag)
 
-    def _cover(self, m: Module, evicts: Value) -> None:
-        """Ask for runs in which there was something to check."""
+    def _marks(self, m: Module) -> Value:
+        """Say of the token being taken what makes its write worth a check, in COVERS' order."""
         shadow = self._shadow
         rescaled, released = Signal(), Signal()
         with m.If(shadow.rescales):
             m.d.sync += rescaled.eq(1)
         with m.If(self._released & (shadow.position > 0)):
             m.d.sync += released.eq(1)
-        reached = {
-            "evicts_by_score": evicts & (shadow.num_candidates > 1) & (shadow.lowest > 0),
-            "evicts_after_rescale": evicts & rescaled,
-            "evicts_on_tie": evicts & shadow.is_tie & (shadow.lowest > 0),
-            "takes_lane_again": shadow.take & released & (shadow.position == 0),
-        }
-        for name in COVERS:
-            flag = Signal(name=name)
-            m.d.comb += [flag.eq(reached[name]), Cover(flag)]
+        marks = Signal(len(COVERS))
+        is_high = shadow.evicts & (shadow.lowest > 0)
+        m.d.comb += marks.eq(
+            Cat(
+                is_high & (shadow.num_candidates > 1),
+                shadow.evicts & rescaled,
+                is_high & shadow.is_tie,
+                released & (shadow.position == 0),
+            )
+        )
+        return marks
