@@ -150,6 +150,8 @@ class _Pass:
             return self._sram_loads(cell["type"])
         known = self.library.cell(cell["type"])
         clock = "" if known.flip_flop is None else known.flip_flop.clocked_on.text
+        if known.clock_gate is not None:
+            clock = known.clock_gate.clock
         return {(pin, 0): known.pins[pin].capacitance_pf for pin in known.inputs if pin != clock}
 
     def _sram_loads(self, name: str) -> dict[tuple[str, int], float]:

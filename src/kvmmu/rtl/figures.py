@@ -32,9 +32,11 @@ def unit_of(name: str) -> str:
 
 def gate_figures(netlist: Netlist) -> dict[str, Any]:
     """Count cells, flip-flops and area of the logic, altogether and by unit; SRAM is left out."""
+    gates = netlist.clock_gates
     cells = [netlist.cell_of(node) for node in range(netlist.num_nodes)]
+    cells += [gate.cell for gate in gates]
     units: dict[str, list[Cell]] = {}
-    for name, cell in zip(netlist.node_names, cells):
+    for name, cell in zip((*netlist.node_names, *(gate.name for gate in gates)), cells):
         units.setdefault(unit_of(name), []).append(cell)
     return {
         **_sums(cells),
@@ -48,6 +50,7 @@ def _sums(cells: Sequence[Cell]) -> dict[str, Any]:
     return {
         "cells": len(cells),
         "flip_flops": len(flip_flops),
+        "clock_gates": sum(cell.clock_gate is not None for cell in cells),
         "logic_area_um2": sum(cell.area_um2 for cell in cells),
         "flip_flop_area_um2": sum(cell.area_um2 for cell in flip_flops),
     }

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kvmmu.errors import SpecError
 from kvmmu.rtl.emit import BLOCK, SRAM, TOP, Emitted
 from kvmmu.rtl.fanout import buffer_nets, buffers_of
-from kvmmu.rtl.gates.liberty import Cell, Library
+from kvmmu.rtl.gates.liberty import Cell, ClockGate, Library
 from kvmmu.rtl.gates.liberty_syntax import read_text
 from kvmmu.rtl.gates.macros import Macro
 from kvmmu.rtl.yosys import run_yosys
@@ -57,6 +57,9 @@ _RECIPES: dict[Goal, str] = {
     ),
 }
 """ABC's commands; {D} is the clock's period. "delay" balances the logic before it maps."""
+_GATED_TOGETHER = 8
+"""Flip-flops of one enable from which a clock gate pays: its area is that of some four
+multiplexers; assumed."""
 _LOAD_FANOUT = 4
 """Inputs of the driving cell that an output of a unit is taken to drive; assumed."""
 
@@ -72,6 +75,7 @@ class CellChoice:
     tie_low: tuple[str, str] | None
     driver: str
     load_pf: float
+    clock_gate: tuple[str, ClockGate] | None = None
 
 
 def choose_cells(library: Library) -> CellChoice:
@@ -87,7 +91,10 @@ def choose_cells(library: Library) -> CellChoice:
         raise SpecError(f"liberty must hold a buffer or an inverter, got {library.name!r}")
     driver = min(found, key=lambda cell: (cell.area_um2, cell.name))
     load_pf = _LOAD_FANOUT * driver.pins[driver.inputs[0]].capacitance_pf
-    return CellChoice(_tie(usable, True), _tie(usable, False), driver.name, load_pf)
+    gates = [cell for cell in usable if cell.clock_gate is not None]
+    gate = min(gates, key=lambda cell: (cell.area_um2, cell.name), default=None)
+    pins = None if gate is None or gate.clock_gate is None else (gate.name, gate.clock_gate)
+    return CellChoice(_tie(usable, True), _tie(usable, False), driver.name, load_pf, pins)
 
 
 def _inverters(cells: list[Cell]) -> list[Cell]:
@@ -130,6 +137,7 @@ class Recipe:
     clock_mhz: float
     goal: Goal = "delay"
     dont_use: tuple[str, ...] = ()
+    gates_clock: bool = True
 
     def files(self) -> dict[str, str]:
         """Write ABC's commands and constraints (loads in fF); they lie beside the script."""
@@ -149,6 +157,7 @@ class Recipe:
             f"hierarchy -check -top {TOP}",
             "setattr -unset init w:*",
             f"synth -top {TOP} -noabc",
+            *(_clock_gates(self.choice) if self.gates_clock else ()),
             f"dfflibmap -liberty {_CELLS}{avoid}",
             f"{abc} -script {_RECIPE} -constr {_CONSTRAINTS}",
             f"read_liberty -lib -ignore_miss_func {_CELLS}",
@@ -160,6 +169,14 @@ class Recipe:
             f"write_json {_MAPPED}",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _clock_gates(choice: CellChoice) -> Iterator[str]:
+    """Gate the clock of flip-flops that share an enable, where the library has a cell for it."""
+    if choice.clock_gate is not None:
+        cell, pins = choice.clock_gate
+        ports = f"{pins.enable}:{pins.clock}:{pins.output}"
+        yield f"clockgate -pos {cell} {ports} -min_net_size {_GATED_TOGETHER}"
 
 
 def _ties(choice: CellChoice) -> Iterator[str]:

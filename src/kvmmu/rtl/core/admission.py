@@ -139,7 +139,7 @@ class Admission(wiring.Component):
         can_go = self.can_load & self.target.ready & ~(same[0] | same[1])
         m.d.comb += [
             self.open.eq(can_go | self.opened),
-            self._layers.read.eq(1),
+            self._layers.read.eq(can_go & ~self.opened),
             self.target.valid.eq(self.opened),
             self.load.eq(self.opened),
             self._ends.eq(self.opened),

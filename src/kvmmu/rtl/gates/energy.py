@@ -4,7 +4,8 @@
                 related input, load of the output); who gets a transition: see events.py
     switching   1/2 C V^2 a toggle of every net but the clock; C is the readers' pins
     clock       power arcs of flip-flops' clock pins, a rise and a fall a cycle in the row of the
-                cycle, and C V^2 a cycle of the clock pins; no clock tree
+                cycle, and C V^2 a cycle of the clock pins; behind a clock gate in the cycles in
+                which it is open, and the gate's own; no clock tree
     leakage     each cell's leakage in the row it was in, over the time it was in it
     sram_*      from the macros' tables: an access, a clock cycle without one, toggles of pins,
                 leakage; the load of the pins is in `switching` like any other
@@ -23,10 +24,11 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.events import FALL, RISE, SHARE, CellEvents
 from kvmmu.rtl.gates.liberty import Library, PowerArc
 from kvmmu.rtl.gates.loads import memory_pins
-from kvmmu.rtl.gates.netlist import Netlist, signal_inputs
+from kvmmu.rtl.gates.netlist import ClockGate, Netlist, signal_inputs
 from kvmmu.rtl.gates.simulate import Activity
 from kvmmu.rtl.gates.timing import Timing
 from kvmmu.rtl.gates.timing_pass import input_edges
@@ -208,6 +210,8 @@ class _Counter:
         half_v2 = 0.5 * self.library.voltage_v**2
         clock_pj = self.timing.clock_load_pf * half_v2 * 2 * self.activity.cycles
         self.add("clock_pj", clock_pj, "(clock)")
+        for gate in self.netlist.clock_gates:
+            self.clock_gate(gate, half_v2)
         toggles = self.activity.rises + self.activity.falls
         energies = toggles * self.timing.load_pf * half_v2
         driver = np.full(self.netlist.num_nets, -1)
@@ -221,6 +225,36 @@ class _Counter:
             self.add("switching_pj", float(energies[memory.rdata].sum()), _unit_of(memory.name))
             energies[memory.rdata] = 0.0
         self.add("switching_pj", float(energies.sum()), "(inputs)")
+
+    def clock_gate(self, gate: ClockGate, half_v2: float) -> None:
+        """Count a clock gate: its output and load while open, its clock pin while shut.
+
+        Its own leakage is the cell's average.
+        """
+        pins, unit = gate.cell.clock_gate, _unit_of(gate.name)
+        assert pins is not None
+        cycles = self.activity.cycles
+        opened = int(self.activity.high_cycles[gate.enable])
+        clock_ns = self.timing.clock_slew_ns
+        enable_ns = float(self.timing.slew_ns[:, gate.enable].mean())
+        rises = int(self.activity.rises[gate.enable])
+        falls = int(self.activity.falls[gate.enable])
+        for arc in gate.cell.power:
+            if arc.when is not None:
+                raise SpecError(
+                    f"power of {gate.cell.name} must have no when, got {arc.when.text!r}"
+                )
+            slew_ns = enable_ns if arc.pin == pins.enable else clock_ns
+            point = {"slew": slew_ns, "load": gate.load_pf if arc.pin == pins.output else 0.0}
+            rise_pj, fall_pj = float(arc.rise_pj.at(**point)), float(arc.fall_pj.at(**point))
+            if arc.pin == pins.enable:
+                energy_pj = rises * rise_pj + falls * fall_pj
+            else:
+                turns = opened if arc.pin == pins.output else cycles - opened
+                energy_pj = turns * (rise_pj + fall_pj)
+            self.add("clock_pj", energy_pj, unit)
+        self.add("clock_pj", gate.load_pf * half_v2 * 2 * opened, unit)
+        self.add("leakage_pj", gate.cell.leakage_nw * cycles * self.period_ns * _FJ, unit)
 
     def memories(self) -> None:
         """Count accesses, idle cycles, pins and leakage of the macros of each memory."""

@@ -21,6 +21,7 @@ from kvmmu.rtl.gates.tables import Table
 __all__ = [
     "Cell",
     "CellKind",
+    "ClockGate",
     "FlipFlop",
     "LeakageState",
     "Library",
@@ -110,6 +111,15 @@ class FlipFlop:
 
 
 @dataclass(frozen=True)
+class ClockGate:
+    """Name the pins of a clock gating cell: the clock is passed on in cycles that enable opens."""
+
+    clock: str
+    enable: str
+    output: str
+
+
+@dataclass(frozen=True)
 class LeakageState:
     """Hold one leakage_power group."""
 
@@ -147,6 +157,7 @@ class Cell:
     power: tuple[PowerArc, ...]
     timing: tuple[TimingArc, ...]
     flip_flop: FlipFlop | None
+    clock_gate: ClockGate | None
     memory: MemoryGroup | None
     slew_fraction: float
     """See Library.slew_fraction; kept here as macros come from other files."""

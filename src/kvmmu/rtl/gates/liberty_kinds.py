@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvmmu.rtl.gates.boolean import parse_expression
-from kvmmu.rtl.gates.liberty import CellKind, Pin
+from kvmmu.rtl.gates.liberty import CellKind, ClockGate, Pin
 from kvmmu.rtl.gates.liberty_syntax import Group
 
-__all__ = ["MAX_INPUTS", "classify"]
+__all__ = ["MAX_INPUTS", "classify", "clock_gate_pins"]
 
 MAX_INPUTS = 6
 """Inputs of a cell, clock apart, that the event tables reach: 4 ** 6 pairs of states."""
@@ -20,8 +20,10 @@ def classify(group: Group, pins: Mapping[str, Pin]) -> tuple[CellKind, str]:
     """Return (kind, why it is unusable or "")."""
     if any(True for _ in group.children("memory")):
         return "memory", ""
-    if "clock_gating_integrated_cell" in group.values or any(group.children("statetable")):
-        return "clock_gate", "clock gating cells are not simulated"
+    if "clock_gating_integrated_cell" in group.values:
+        return "clock_gate", _clock_gate_fault(group, pins)
+    if any(group.children("statetable")):
+        return "other", "state tables are not simulated"
     if any(group.children("latch", "latch_bank")):
         return "latch", "latches are not simulated; the netlist must have one clock edge"
     if any(group.children("ff", "ff_bank")):
@@ -56,6 +58,29 @@ def _common_fault(group: Group, pins: Mapping[str, Pin]) -> str:
         if odd:
             return f"leakage_power has {odd[0]}, which is not read"
     return ""
+
+
+def clock_gate_pins(group: Group) -> ClockGate | None:
+    """Return the pins of a clock gating cell by their role, None unless each has one."""
+    roles = ("clock_gate_clock_pin", "clock_gate_enable_pin", "clock_gate_out_pin")
+    found = [
+        [pin.name for pin in group.children("pin") if pin.values.get(role) == "true"]
+        for role in roles
+    ]
+    if any(len(names) != 1 for names in found):
+        return None
+    clock, enable, output = (names[0] for names in found)
+    return ClockGate(clock, enable, output)
+
+
+def _clock_gate_fault(group: Group, pins: Mapping[str, Pin]) -> str:
+    kind = group.values["clock_gating_integrated_cell"]
+    if kind != "latch_posedge":
+        return f"clock gating of kind {kind} is not simulated, only latch_posedge"
+    if clock_gate_pins(group) is None:
+        return "it must have one clock, one enable and one output pin of a clock gate"
+    inputs = [pin.name for pin in pins.values() if pin.direction == "input"]
+    return "" if len(inputs) == 2 else f"it must have two inputs, got {inputs}"
 
 
 def _flip_flop_fault(group: Group, pins: Mapping[str, Pin]) -> str:

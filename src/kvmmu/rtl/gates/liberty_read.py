@@ -23,7 +23,7 @@ from kvmmu.rtl.gates.liberty import (
     TimingArc,
     Units,
 )
-from kvmmu.rtl.gates.liberty_kinds import classify
+from kvmmu.rtl.gates.liberty_kinds import classify, clock_gate_pins
 from kvmmu.rtl.gates.liberty_syntax import Group, parse_groups, read_text
 from kvmmu.rtl.gates.liberty_units import read_number, read_slew_fraction, read_units
 from kvmmu.rtl.gates.tables import AXES, Table, scalar_table
@@ -122,6 +122,7 @@ class _Context:
             power=tuple(power),
             timing=tuple(timing),
             flip_flop=_flip_flop(group),
+            clock_gate=clock_gate_pins(group) if kind == "clock_gate" else None,
             memory=_memory(group),
             slew_fraction=self.slew_fraction,
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.macros import Macro, MacroComposition, compose
-from kvmmu.rtl.gates.netlist import Memory, Netlist, signal_inputs
+from kvmmu.rtl.gates.netlist import ENABLE, Memory, Netlist, signal_inputs
 
 __all__ = ["MemoryPin", "compose_memories", "memory_pins", "net_loads"]
 
@@ -74,8 +74,12 @@ def net_loads(
         for place, name in enumerate(signal_inputs(cell)):
             nets = netlist.in_net[netlist.in_ptr[nodes] + place]
             np.add.at(loads, nets, cell.pins[name].capacitance_pf)
-        if cell.flip_flop is not None:
+        if cell.flip_flop is not None and ENABLE not in cell.pins:
             clock_pf += len(nodes) * cell.pins[cell.flip_flop.clocked_on.text].capacitance_pf
+    for gate in netlist.clock_gates:
+        assert gate.cell.clock_gate is not None
+        clock_pf += gate.cell.pins[gate.cell.clock_gate.clock].capacitance_pf
+        loads[gate.enable] += gate.cell.pins[gate.cell.clock_gate.enable].capacitance_pf
     for memory, composition in zip(netlist.memories, compositions):
         count = composition.columns * composition.rows
         clock_pf += count * composition.macro.pin("CLK").capacitance_pf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 
 from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.liberty import Cell, Library
-from kvmmu.rtl.gates.netlist import ONE, ZERO, Memory, Netlist, signal_inputs
+from kvmmu.rtl.gates.netlist import (
+    ENABLE,
+    ONE,
+    ZERO,
+    ClockGate,
+    Memory,
+    Netlist,
+    gated,
+    signal_inputs,
+)
 
 __all__ = ["parse_netlist", "read_netlist"]
 
@@ -57,6 +67,8 @@ class _Builder:
         self.clocks: dict[int, str] = {}
         self.nodes: list[tuple[str, Cell, list[int], list[int]]] = []
         self.memories: list[Memory] = []
+        self.gates: dict[int, ClockGate] = {}  # by the net of the gated clock
+        self.gated: dict[str, Cell] = {}  # one type a cell
 
     def net(self, bit: int | str, where: str) -> int:
         if bit in ("0", "1"):
@@ -105,6 +117,8 @@ class _Builder:
                     self.read(net, f"port {name}")
             ports[port["direction"]][name] = np.array(nets, dtype=np.int64)
         for name, cell in self.module["cells"].items():
+            self.clock_gate(name, cell)
+        for name, cell in self.module["cells"].items():
             self.instance(name, cell)
         for net, where in self.readers.items():
             if net not in self.drivers:
@@ -112,9 +126,28 @@ class _Builder:
         order = self.topological()
         return self.arrays(top, order, ports)
 
+    def clock_gate(self, name: str, entry: dict[str, Any]) -> None:
+        """Note a clock gate, before the flip-flops that it clocks."""
+        if self.library.cells.get(entry["type"]) is None:
+            return
+        if self.library.cells[entry["type"]].kind != "clock_gate":
+            return
+        cell = self.library.cell(entry["type"])
+        pins = cell.clock_gate
+        assert pins is not None  # classify() refuses such a cell
+        nets = {p: self.net(bits[0], f"{name}.{p}") for p, bits in entry["connections"].items()}
+        if set(nets) != {pins.clock, pins.enable, pins.output}:
+            raise SpecError(f"clock gate {name!r} must connect {pins}, got {sorted(nets)}")
+        self.clocks[self.read(nets[pins.clock], name)] = name
+        self.read(nets[pins.enable], name)
+        output = self.drive(nets[pins.output], name)
+        self.gates[output] = ClockGate(name, cell, nets[pins.enable], 0.0)
+
     def instance(self, name: str, entry: dict[str, Any]) -> None:
         kind = entry["type"]
         if kind == "$scopeinfo":  # what `flatten` leaves of a hierarchy: no hardware
+            return
+        if kind in self.library.cells and self.library.cells[kind].kind == "clock_gate":
             return
         sram = _SRAM.fullmatch(kind)
         if sram is not None:
@@ -139,7 +172,18 @@ class _Builder:
                 f"got {sorted(entry['connections'])}"
             )
         if cell.flip_flop is not None:
-            self.clocks[self.read(pins[cell.flip_flop.clocked_on.text], name)] = name
+            clock = cell.flip_flop.clocked_on.text
+            net = self.read(pins[clock], name)
+            gate = self.gates.get(net)
+            if gate is None:
+                self.clocks[net] = name
+            else:
+                load_pf = gate.load_pf + cell.pins[clock].capacitance_pf
+                self.gates[net] = replace(gate, load_pf=load_pf)
+                if kind not in self.gated:
+                    self.gated[kind] = gated(cell)
+                cell = self.gated[kind]
+                pins[ENABLE] = gate.enable
         inputs = [self.read(pins[pin], name) for pin in signal_inputs(cell)]
         outputs = [self.drive(pins[p], name) if p in pins else -1 for p in cell.outputs]
         self.nodes.append((name, cell, inputs, outputs))
@@ -223,6 +267,7 @@ class _Builder:
             outputs=ports["output"],
             clock=self.clock(ports["input"]),
             memories=tuple(self.memories),
+            clock_gates=tuple(self.gates.values()),
         )
 
     def clock(self, inputs: dict[str, _Ints]) -> str:

@@ -179,6 +179,11 @@ class TimingPass:
             for pin, net in zip(signal_inputs(cell), netlist.inputs_of(node)):
                 arcs = _arcs(cell, pin, clock, ("setup_rising",))
                 yield from self._end(netlist.node_names[node], cell, pin, int(net), arcs, 1.0)
+        for gate in netlist.clock_gates:
+            gate_pins = gate.cell.clock_gate
+            assert gate_pins is not None
+            arcs = _arcs(gate.cell, gate_pins.enable, gate_pins.clock, ("setup_rising",))
+            yield from self._end(gate.name, gate.cell, gate_pins.enable, gate.enable, arcs, 1.0)
         for memory, composition in zip(netlist.memories, self.compositions):
             yield from self._memory_ends(memory, composition)
         for name, nets in netlist.outputs.items():

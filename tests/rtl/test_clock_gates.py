@@ -1,0 +1,91 @@
+"""Clock gates: what is behind one keeps its state and rests, and what the gate itself costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toy_gates import Sketch, toy_library
+
+from kvmmu.errors import SpecError
+from kvmmu.rtl.gates.energy import Energy, count_energy
+from kvmmu.rtl.gates.netlist import Netlist
+from kvmmu.rtl.gates.simulate import GateSimulation
+from kvmmu.rtl.gates.timing import Timing, analyse_timing
+from kvmmu.rtl.synth import Recipe, choose_cells
+
+SLEW, CLOCK_SLEW, PERIOD = 0.1, 0.2, 10.0
+
+
+def gated_flip_flop() -> Netlist:
+    """Return q, which takes d in cycles with e."""
+    sketch = Sketch({"clk": "c", "d": "d", "e": "e"}, {"q": "q"})
+    sketch = sketch.cell("u.f", "DFF", CLK="g", D="d", Q="q")  # before its gate, as in a file
+    return sketch.cell("u.gate", "CLKGATE", CLK="c", EN="e", GCLK="g").netlist()
+
+
+def timed(netlist: Netlist) -> Timing:
+    return analyse_timing(netlist, toy_library(), input_slew_ns=SLEW, clock_slew_ns=CLOCK_SLEW)
+
+
+def counted(steps: list[tuple[int, int]]) -> Energy:
+    """Run steps (d, e) and price them."""
+    netlist = gated_flip_flop()
+    simulation = GateSimulation(netlist)
+    for d, e in steps:
+        simulation.step({"d": d, "e": e})
+    activity = simulation.activity()
+    return count_energy(netlist, toy_library(), activity, timed(netlist), period_ns=PERIOD)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gated_flip_flop_takes_its_input_in_enabled_cycles_alone(seed: int) -> None:
+    simulation = GateSimulation(gated_flip_flop())
+    state = 0
+    for d, e in np.random.default_rng(seed).integers(0, 2, (200, 2)).tolist():
+        assert simulation.step({"d": d, "e": e})["q"] == state
+        state = d if e else state
+
+
+def test_clock_energy_equals_the_products_by_hand() -> None:
+    """d = 1 1 1 0, e = 1 1 0 0: q = 0 1 1 1; two cycles open, two shut."""
+    energy = counted([(1, 1), (1, 1), (1, 0), (0, 0)])
+    slew = 0.001 * CLOCK_SLEW
+    flip_flop = (0.0 + 0.006 + 2 * slew) + (0.004 + 0.005 + 2 * slew)  # D*!Q, then D*Q
+    pins = 4 * 0.002 + 2 * 0.003  # C V^2: the gate's pin each cycle, the flip-flop's while open
+    opened = 2 * (0.004 + 0.003 + 2 * (0.002 * CLOCK_SLEW + 0.01 * 0.003))
+    shut = 2 * (0.002 + 0.001 + 2 * slew)
+    enable = (0.001 + 0.002) + 2 * 0.001 * SLEW  # e rises once and falls once
+    total = flip_flop + pins + opened + shut + enable
+    assert energy.parts.clock_pj == pytest.approx(total, rel=1e-12)
+    assert energy.parts.leakage_pj == pytest.approx(4 * (6.0 + 5.0) * PERIOD * 1e-6, rel=1e-12)
+    assert set(energy.by_unit) == {"u", "(clock)", "(inputs)"}
+
+
+def test_a_clock_that_never_opens_costs_the_gate_alone() -> None:
+    energy = counted([(0, 0)] * 10)
+    shut = 10 * (0.002 + 0.001 + 2 * 0.001 * CLOCK_SLEW) + 10 * 0.002
+    assert energy.parts.clock_pj == pytest.approx(shut, rel=1e-12)
+
+
+def test_the_enable_must_be_there_before_the_clock() -> None:
+    (end,) = [end for end in timed(gated_flip_flop()).endpoints if end.instance == "u.gate"]
+    assert end.pin == "EN"
+    # constraint tables: 0.11 (rise) or 0.12 (fall) and 0.1 of both slews beyond 0.1
+    assert end.setup_ns == pytest.approx(0.12 + 0.1 * (CLOCK_SLEW - 0.1), abs=0.011)
+
+
+def test_area_counts_the_gates() -> None:
+    assert gated_flip_flop().area_um2 == 12 + 8
+
+
+def test_a_gate_that_is_not_connected_is_refused() -> None:
+    sketch = Sketch({"clk": "c", "d": "d"}, {"q": "q"}).cell("f", "DFF", CLK="g", D="d", Q="q")
+    with pytest.raises(SpecError, match="must connect"):
+        sketch.cell("gate", "CLKGATE", CLK="c", GCLK="g").netlist()
+
+
+def test_synthesis_gates_the_clock_unless_told_not_to() -> None:
+    choice = choose_cells(toy_library())
+    line = "clockgate -pos CLKGATE EN:CLK:GCLK"
+    assert line in Recipe(choice, clock_mhz=100.0).script()
+    assert line not in Recipe(choice, clock_mhz=100.0, gates_clock=False).script()
