@@ -34,6 +34,8 @@ __all__ = ["COVERS", "FormalBench"]
 
 COVERS = ("evicts_by_score", "evicts_after_rescale", "evicts_on_tie", "takes_lane_again")
 _QUEUE = 4
+_WRITES = 8
+"""Writes not yet taken: those of steps whose masses are all in wait in the block's address pipe."""
 _DULL_BITS = 0x3FFC
 """Bits of a mass that the harness holds at 0: the solver compares two ways to add and shift, which
 16 free bits a mass make too hard. What is left draws 0, tiny, large and full masses."""
@@ -233,10 +235,10 @@ class FormalBench(wiring.Component):
         wanted["protects"] = shadow.protects
         wanted["marks"] = self._marks(m)
         kept = {
-            name: Array(Signal(len(value), name=f"wanted_{name}_{n}") for n in range(_QUEUE))
+            name: Array(Signal(len(value), name=f"wanted_{name}_{n}") for n in range(_WRITES))
             for name, value in wanted.items()
         }  # what the watched lane's writes must be, taken by the shadow and not yet seen
-        head, tail = Signal(range(_QUEUE)), Signal(range(_QUEUE))
+        head, tail = Signal(range(_WRITES)), Signal(range(_WRITES))
         with m.If(shadow.take):
             m.d.sync += tail.eq(tail + 1)
             m.d.sync += [kept[name][tail].eq(value) for name, value in wanted.items()]
