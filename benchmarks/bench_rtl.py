@@ -18,27 +18,26 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from kvmmu.rtl.build import Build, build, toy_liberties
 from kvmmu.rtl.config import BlockConfig
-from kvmmu.rtl.figures import macros_in
+from kvmmu.rtl.costs import fit_costs
+from kvmmu.rtl.figures import SLEW_NS, macros_in
 from kvmmu.rtl.gates.energy import Energy
 from kvmmu.rtl.gates.liberty import Library
 from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.gates.timing import Timing, analyse_timing
-from kvmmu.rtl.measure import Replay, fit_costs, measure
+from kvmmu.rtl.measure import Replay, measure, settings_for
 from kvmmu.rtl.synth import NETLIST
-from kvmmu.rtl.verify.traces import block_of, read_decodes, trace_items
+from kvmmu.rtl.verify.traces import read_decodes, trace_items
 from kvmmu.trace import Trace
 
-SLEW_NS = 0.1
-"""Of every input and of the clock; assumed, as in the build's timing."""
 LOADS = ((1, 1.0), (4, 1.0), (1, 0.2), (2, 0.5))
 """Replays of each trace: query heads a row, and the share of cycles in which a beat is there."""
 IDLE_CYCLES = 20_000
@@ -106,15 +105,13 @@ def replay(
     period_ns: float,
 ) -> tuple[Replay, Energy]:
     """Replay a trace on a block that may have more layers and slots than the trace."""
-    _, settings = block_of(trace, ways=config.ways, beats=load.beats)
-    layers = (settings.layers * config.layers)[: config.layers]
     items = trace_items(trace, ways=config.ways, beats=load.beats, most_steps=load.most_steps)
     return measure(
         netlist,
         cells,
         timing,
         config,
-        replace(settings, layers=layers),
+        settings_for(trace, config, beats=load.beats),
         items,
         period_ns=period_ns,
         mass_probability=load.mass_probability,

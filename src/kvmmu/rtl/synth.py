@@ -52,8 +52,8 @@ _RECIPES: dict[Goal, str] = {
         "topo; buffer -c; upsize {D}; dnsize {D}; stime -p"
     ),
     "delay": (
-        "strash; &get -n; &fraig -x; &put; scorr; dc2; strash; if -g -K 6; strash; dch -f; "
-        "map -B 0.9 {D}; topo; buffer -c; upsize {D}; dnsize {D}; stime -p"
+        "strash; &get -n; &fraig -x; &put; scorr; dc2; strash; if -g -K 6; strash; &get -n; "
+        "&dch -f; &nf; &put; topo; buffer -c; upsize {D}; dnsize {D}; stime -p"
     ),
 }
 """ABC's commands; {D} is the clock's period. "delay" balances the logic before it maps."""
@@ -135,7 +135,7 @@ class Recipe:
 
     choice: CellChoice
     clock_mhz: float
-    goal: Goal = "delay"
+    goal: Goal = "area"
     dont_use: tuple[str, ...] = ()
     gates_clock: bool = True
 

@@ -1,0 +1,134 @@
+"""A trace on the netlist of a build, and the costs fitted to such replays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from kvmmu.cli import app
+from kvmmu.rtl.build import Build, build
+from kvmmu.rtl.config import BlockConfig
+from kvmmu.rtl.costs import fit_costs
+from kvmmu.rtl.gates.energy import Energy, EnergyParts
+from kvmmu.rtl.gates.netlist_read import read_netlist
+from kvmmu.rtl.gates.simulate import GateSimulation
+from kvmmu.rtl.measure import Replay, measure_build, replay_on_netlist, settings_for
+from kvmmu.rtl.verify.traces import read_decodes, trace_items
+
+TRACE = Path(__file__).parent / "data" / "layer.trace"
+CONFIG = BlockConfig(slots=64, ways=8, lanes=3, layers=4, position_bits=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a block that fits the trace, with the toy library."""
+    made = tmp_path_factory.mktemp("block")
+    build(Build(CONFIG), made)
+    return made
+
+
+def test_the_netlist_writes_what_the_library_recorded(folder: Path) -> None:
+    done, energy = measure_build(folder, TRACE, liberty=None, most_steps=90)
+    assert done.evictions > 50
+    assert (done.mismatches, done.recorded_mismatches) == (0, 0)
+    assert energy.cycles >= done.beats == done.rows
+    assert energy.parts.clock_pj > 0 < energy.parts.sram_read_pj
+
+
+def test_a_slot_that_is_not_the_recorded_one_is_counted(folder: Path) -> None:
+    from kvmmu.rtl.build import toy_liberties
+    from kvmmu.rtl.gates.liberty_read import read_library
+
+    trace = read_decodes(TRACE)
+    items = list(trace_items(trace, ways=CONFIG.ways, most_steps=3))
+    steps = [n for n, item in enumerate(items) if item.recorded_slot is not None]
+    items[steps[4]] = replace(items[steps[4]], recorded_slot=63)
+    netlist = read_netlist(folder / "synth" / "netlist.json", read_library(toy_liberties()[0]))
+    settings = settings_for(trace, CONFIG)
+    done = replay_on_netlist(GateSimulation(netlist), CONFIG, settings, items)
+    assert (done.mismatches, done.recorded_mismatches) == (0, 1)
+
+
+def test_command_prints_what_a_trace_costs(folder: Path) -> None:
+    arguments = ["rtl", "energy", str(TRACE), "--build", str(folder), "--steps", "4", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout.splitlines()[-1])
+    assert said["replay"]["mismatches"] == 0
+    assert said["energy"]["total_pj"] > 0
+    assert "wires" in said["energy"]["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"slots": 32}, "at least 64 slots"),
+        ({"layers": 3}, "at least 4 layers"),
+        ({"lanes": 2}, "at least 3 lanes"),
+        ({"heads": 2}, "1 tables a layer"),
+        ({"store": "dram"}, "all on chip"),
+    ],
+)
+def test_a_block_that_cannot_follow_the_trace_is_refused(change: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        settings_for(read_decodes(TRACE), replace(CONFIG, **change))
+
+
+def test_a_folder_without_a_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make it with `kvmmu rtl build`"):
+        measure_build(tmp_path, TRACE, liberty=None)
+
+
+def test_other_libraries_than_the_build_had_are_refused(folder: Path, tmp_path: Path) -> None:
+    from kvmmu.rtl.build import toy_liberties
+
+    other = tmp_path / "other.lib"
+    other.write_text(toy_liberties()[0].read_text().replace("area : 12;", "area : 13;"))
+    with pytest.raises(ValueError, match="must be those of the build"):
+        measure_build(folder, TRACE, liberty=other)
+
+
+# Costs ------------------------------------------------------------------------------------------
+
+
+def run(beats: int, rows: int, steps: int, cycles: int, *, energy_pj: float) -> Any:
+    """Return a replay and its energy."""
+    counts = {"evictions": 0, "stall_cycles": 0, "mismatches": 0, "recorded_mismatches": 0}
+    done = Replay(cycles=cycles, steps=steps, rows=rows, beats=beats, first_mismatch=None, **counts)
+    parts = EnergyParts(internal_pj=energy_pj / 2, switching_pj=energy_pj / 2, sram_read_pj=1e6)
+    return done, Energy(parts, cycles, 10.0, {}, 0.0, "toy", 1.0)
+
+
+def runs_of(costs: tuple[float, ...], count: int = 6) -> list[Any]:
+    """Draw counts and give each the energy that the costs make."""
+    drawn = np.random.default_rng(3).integers(100, 10_000, (count, 4)).tolist()
+    return [run(*n, energy_pj=float(np.dot(n, costs))) for n in drawn]
+
+
+def test_costs_are_found_again() -> None:
+    found = fit_costs(runs_of((20.0, 90.0, 70.0, 9.0)))
+    assert found.beat_pj == pytest.approx(20.0)
+    assert found.row_pj == pytest.approx(90.0)
+    assert found.step_pj == pytest.approx(70.0)
+    assert found.cycle_pj == pytest.approx(9.0)
+    assert found.largest_residual < 1e-9
+
+
+def test_no_cost_is_below_zero() -> None:
+    found = fit_costs(runs_of((20.0, 90.0, -5.0, 9.0)))
+    assert found.step_pj == 0.0
+    assert min(found.beat_pj, found.row_pj, found.cycle_pj) > 0
+    assert found.largest_residual > 1e-3
+
+
+def test_too_few_or_equal_runs_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 4, got 3"):
+        fit_costs(runs_of((1.0, 1.0, 1.0, 1.0), count=3))
+    with pytest.raises(ValueError, match="rank 1"):
+        fit_costs([run(100, 100, 10, 200, energy_pj=500.0)] * 5)
