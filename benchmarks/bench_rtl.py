@@ -61,8 +61,13 @@ def one(
 ) -> dict[str, Any]:
     """Build one block, replay the traces under every load and fit the costs."""
     name = f"s{config.slots}_w{config.ways}_h{config.heads}_{config.store}"
+    name += "" if args.gate_clock else "_ungated"
     request = Build(
-        config, args.liberty, tuple(args.sram_liberty), clock_mhz=args.clock_mhz, goal="area"
+        config,
+        args.liberty,
+        tuple(args.sram_liberty),
+        clock_mhz=args.clock_mhz,
+        gates_clock=args.gate_clock,
     )
     report = build(request, args.output / name, say=lambda stage: tell(f"{name}: {stage}"))
     cells, *srams = libraries
@@ -84,6 +89,7 @@ def one(
         "name": name,
         "config": asdict(config),
         "period_ns": period_ns,
+        "gates_clock": args.gate_clock,
         "report": {key: value for key, value in report.items() if key not in SKIPPED},
         "costs": asdict(fit_costs([run[1:] for run in runs])) if runs else None,
         "logic_leakage_nw": leakage_nw + sum(g.cell.leakage_nw for g in netlist.clock_gates),
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument(
         "--heads", type=numbers, default=[1], help="other than the trace's: likewise"
     )
+    parser.add_argument("--gate-clock", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--lanes", type=int, default=16)
     parser.add_argument("--most-steps", type=int, default=None)
