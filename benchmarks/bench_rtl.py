@@ -76,7 +76,7 @@ def one(
     timing = analyse_timing(netlist, cells, macros, input_slew_ns=SLEW_NS, clock_slew_ns=SLEW_NS)
     period_ns = 1e3 / args.clock_mhz
     runs: list[tuple[Load, Replay, Energy]] = []
-    replayed = [t for t in traces if config.store == "sram" and t.header.num_tables == config.heads]
+    replayed = [trace for trace in traces if follows(config, trace)]
     for trace in replayed:
         for load in loads(trace, config, args):
             done, energy = replay(trace, load, config, netlist, cells, timing, period_ns)
@@ -126,6 +126,13 @@ def replay(
 
 
 SKIPPED = ("cells_by_type", "lint", "left_out", "units")
+
+
+def follows(config: BlockConfig, trace: Trace) -> bool:
+    """Say whether a block can follow a trace."""
+    header = trace.header
+    fits = config.slots >= max(header.geometry.slots)
+    return fits and config.store == "sram" and config.heads == header.num_tables
 
 
 def loads(trace: Trace, config: BlockConfig, args: argparse.Namespace) -> Iterator[Load]:
