@@ -61,7 +61,6 @@ MUTANTS = (
         "Mux(is_new, self.settings.window > 1, stays)",
         "stays",
     ),
-    Mutant("sum wraps", "sums.py", "Mux(wide[-1], (1 << SUM_BITS) - 1, wide)", "wide"),
     Mutant(
         "word wraps",
         "scores.py",
@@ -82,7 +81,8 @@ MUTANTS = (
         "active[lane].eq(1)",
         also=(("[active[lane].eq(0), counts[lane].eq(0)]", "active[lane].eq(0)"),),
     ),
-    # ours
+    # ours, but the first, whose long rows take their time
+    Mutant("sum wraps", "sums.py", "Mux(wide[-1], (1 << SUM_BITS) - 1, wide)", "wide"),
     Mutant("decay rounds down", "scores.py", " + rest.any(), 0)", ", 0)"),
     Mutant(
         "decay where none was asked for",
@@ -268,7 +268,7 @@ MUTANTS = (
         store="dram",
     ),
 )
-NAMED = MUTANTS[:12]
+NAMED = MUTANTS[:11]
 
 
 def load(mutant: Mutant | None, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str):
