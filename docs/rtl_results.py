@@ -47,12 +47,13 @@ def _block(made: dict[str, Any]) -> dict[str, Any]:
     kept = ("cells", "flip_flops", "logic_area_um2", "sram_area_um2", "sram_bits", "clock_mhz")
     return {
         "name": made["name"],
+        "clock_gates": report["clock_gates"],
         "config": made["config"],
         "library": report["library"]["name"],
         "block_sha256": report["block_sha256"],
         "critical_path_ns": report["timing"]["critical_path_ns"],
         "costs": made.get("costs"),
-        "leakage_nw": made.get("leakage_nw"),
+        "leakage_nw": made["logic_leakage_nw"],
         "mismatches": sum(run["replay"]["mismatches"] for run in made.get("runs", [])),
         "replayed_steps": sum(run["replay"]["steps"] for run in made.get("runs", [])),
         **{name: report[name] for name in kept},
@@ -61,7 +62,7 @@ def _block(made: dict[str, Any]) -> dict[str, Any]:
 
 def price() -> None:
     """Simulate every size, granularity and store on jetcas65."""
-    _write("shares.json", [row for row in _runs() if row is not None])
+    _write("shares.json", _runs())
 
 
 def _runs() -> list[dict[str, Any]]:
@@ -84,30 +85,21 @@ def _runs() -> list[dict[str, Any]]:
                         generate=half,
                         num_slots=slots,
                         granularity=granularity,
+                        overrides={"mmu.store": store},
                     )
                     try:
-                        runs = {
-                            is_gated: simulate(_with(request, store, is_gated), names=())
-                            for is_gated in (False, True)
-                        }
+                        run = simulate(request, names=())
                     except CapacityError as error:
                         made.append(about | {"refused": str(error)})
                         continue
-                    made.append(about | _priced(runs))
+                    made.append(about | _priced(run))
     return made
 
 
-def _with(request: Any, store: str, is_gated: bool) -> Any:  # noqa: FBT001
-    from dataclasses import replace
-
-    return replace(request, overrides={"mmu.store": store, "mmu.is_clock_gated": is_gated})
-
-
-def _priced(runs: dict[bool, Any]) -> dict[str, Any]:
+def _priced(made: Any) -> dict[str, Any]:
     """Return areas, energies of a decode step by term, and shares."""
     from kvmmu.accel.simulate import COLLECTION
 
-    made = runs[False]
     machine = made.ours.total.machine
     chip, decode = machine.chip, made.ours.phases["decode"]
     terms = {
@@ -125,7 +117,6 @@ def _priced(runs: dict[bool, Any]) -> dict[str, Any]:
         "step_all_uj": decode.energy_j() / decode.steps * 1e6,
         "share": made.mmu_share(),
         "decode_share": made.mmu_share("decode"),
-        "gated_share": runs[True].mmu_share(),
     }
 
 
@@ -167,6 +158,7 @@ def blocks() -> str:
                 config["store"].upper(),
                 f"{block['cells']:,}",
                 f"{block['flip_flops']:,}",
+                str(block["clock_gates"]),
                 f"{block['logic_area_um2'] / UM2_PER_MM2:.3f}",
                 "-" if sram is None else f"{sram / UM2_PER_MM2:.2f}",
                 f"{block['critical_path_ns']:.2f}",
@@ -174,7 +166,15 @@ def blocks() -> str:
                 "-" if leak is None else f"{leak / 1e3:.1f}",
             )
         )
-    head = ("slots", "ways", "lanes x layers x heads", "tables", "cells", "flip-flops")
+    head = (
+        "slots",
+        "ways",
+        "lanes x layers x heads",
+        "tables",
+        "cells",
+        "flip-flops",
+        "clock gates",
+    )
     area = ("logic, mm2", "SRAM macros, mm2", "longest path, ns")
     tail = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "leakage of all, uW")
     return _rows((*head, *area, *tail), rows)
@@ -193,7 +193,7 @@ def scaled() -> str:
         "mmu_beat": "a probability taken, a way",
         "mmu_row": "a slot visited, a way",
         "mmu_step": "a token admitted, a table",
-        "mmu_idle_cycle": f"the clock, a cycle of {table.mmu_ways.ways} ways",
+        "mmu_idle_cycle": "a cycle, whatever moves",
     }
     rows = []
     for name, words in names.items():
@@ -203,13 +203,16 @@ def scaled() -> str:
         ]
         native = table.operations[name].nominal
         rows.append((words, f"{native.energy_pj:.4g} pJ, {native.node} nm", *map(_pj, at)))
-    at = [
-        table.area_um2("mmu_logic", to_node="65", corner=corner) / UM2_PER_MM2
-        for corner in ("low", "nominal", "high")
-    ]
-    native = table.areas["mmu_logic"].nominal
-    area = f"{native.area_um2 / UM2_PER_MM2:.3f} mm2, {native.node} nm"
-    rows.append((f"logic of {table.mmu_ways.ways} ways", area, *(f"{a:.4f} mm2" for a in at)))
+    parts = {"mmu_logic": "logic, once", "mmu_way": "logic, a way"}
+    parts["mmu_swap_way"] = "with tables in DRAM, a way more"
+    for name, words in parts.items():
+        at = [
+            table.area_um2(name, to_node="65", corner=corner)
+            for corner in ("low", "nominal", "high")
+        ]
+        given = table.areas[name].nominal
+        native_um2 = f"{given.area_um2:,.0f} um2, {given.node} nm"
+        rows.append((words, native_um2, *(f"{area:,.0f} um2" for area in at)))
     factors = (
         f"energy x{energy_factor(NODE, VDD_V, to_node='65', to_vdd_v=1.0):.3f}",
         f"delay x{delay_factor(NODE, VDD_V, to_node='65', to_vdd_v=1.0):.2f}",
@@ -238,7 +241,7 @@ def costs() -> str:
     head = ("slots", "one victim per", "tables in", "tables (B x L x Hkv)", "SRAM, KiB")
     area = ("logic + SRAM, 130 nm, mm2", "logic + SRAM, 65 nm, mm2", "a decode step, uJ")
     shares = tuple(f"share, {title.partition(',')[0]}" for title in MODELS.values())
-    return _rows((*head, *area, "largest term", *shares, "clock gated"), rows)
+    return _rows((*head, *area, "largest term", *shares), rows)
 
 
 def _share_of(model: str, key: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +267,6 @@ def _cost_row(
         f"{sum(terms.values()):,.0f} of {made['step_all_uj']:,.0f}",
         f"{TERMS[largest]}, {terms[largest]:,.0f} uJ",
         *(_share(row) for row in both),
-        f"{made['gated_share']['tables']:.2%}",
     )
 
 
@@ -278,6 +280,7 @@ def _native(first: dict[str, Any], made: dict[str, Any]) -> str:
     """Write the synthesised logic and macros, macros scaled by tables where others were built."""
     same = [b for b in blocks_of() if b["config"]["slots"] == first["slots"]]
     same = [b for b in same if b["config"]["store"] == first["store"] and b["config"]["ways"] == 16]
+    same = [b for b in same if b["clock_gates"]]
     if not same:
         return "not built"
     block = min(same, key=lambda b: abs(_tables(b) - made["tables"]))

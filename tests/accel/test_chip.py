@@ -175,14 +175,23 @@ def test_an_all_in_figure_leaves_no_part_to_be_priced_again() -> None:
     assert describe(spec, built)
 
 
-def test_area_and_clock_of_the_kv_mmu_go_with_its_ways_and_a_way_s_work_does_not() -> None:
+def test_area_of_the_kv_mmu_is_the_synthesised_block_s() -> None:
+    """Within 1 % of 4, 8 and 16 ways on chip, of 16 with tables in DRAM; the fit's 4.3 to 65 nm."""
+    for ways, store, native_um2 in (
+        (4, "sram", 177_075),
+        (8, "sram", 241_779),
+        (16, "sram", 378_379),
+        (16, "dram", 500_273),
+    ):
+        spec = SPEC.with_overrides({"mmu.ways": ways, "mmu.store": store})
+        assert chip(spec).area_mm2["mmu_logic"] == pytest.approx(native_um2 / 4.3e6, rel=0.01)
+
+
+def test_a_way_s_work_and_the_clock_cost_the_same_with_any_ways() -> None:
     narrow, wide = (chip(SPEC.with_overrides({"mmu.ways": ways})) for ways in (16, 64))
-    assert wide.area_mm2["mmu_logic"] == pytest.approx(4 * narrow.area_mm2["mmu_logic"])
-    assert wide.mmu_clock_w == pytest.approx(4 * narrow.mmu_clock_w)
+    assert vars(wide.mmu) == vars(narrow.mmu)
+    assert wide.mmu_clock_w == narrow.mmu_clock_w
     assert narrow.mmu_clock_w == pytest.approx(narrow.mmu.idle_cycle_pj * 500e6 / 1e12)
-    assert wide.mmu.beat_pj_per_way == narrow.mmu.beat_pj_per_way
-    assert wide.mmu.row_pj_per_way == narrow.mmu.row_pj_per_way
-    assert wide.mmu.step_pj == narrow.mmu.step_pj
 
 
 @pytest.mark.parametrize("unit", ["mmu_beat", "mmu_row", "mmu_step", "mmu_idle_cycle"])

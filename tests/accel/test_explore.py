@@ -156,7 +156,7 @@ def test_what_binds_is_said_of_the_best():
 def _evaluator(**options):
     spec = load_accelerator("jetcas65")
     space = make_space(spec, **{"slots": (32,), "drams": SMALL.drams} | options)
-    return Evaluator(RUN, space, 7.45)
+    return Evaluator(RUN, space, 7.55)
 
 
 def test_slots_and_bits_are_a_choice_only_where_listed():
@@ -184,14 +184,14 @@ def test_a_dram_that_is_too_small_is_a_reason_and_as_if_is_said():
     request = Request(batch=16, num_slots=512)  # LLaMA-7B: the full cache needs 23.9 GB
     spec = load_accelerator("jetcas65")
     drams = ("lpddr4_3200_x64", "hbm2_256")
-    evaluator = Evaluator(request, make_space(spec, slots=(512,), drams=drams), 7.45)
+    evaluator = Evaluator(request, make_space(spec, slots=(512,), drams=drams), 7.55)
     own = evaluator.space.own_point("rce")
     assert evaluator.is_as_if
     assert not evaluator.evaluate(evaluator.space.own_point("full"), "full").fits
     for kind in ("rce", "full"):
         with pytest.raises(Refusal, match=r"8\.6 GB of the DRAM"):
             evaluator.evaluate(own | {"dram": "hbm2_256"}, kind)
-    narrow = Evaluator(request, make_space(spec, slots=(512,), bits=(4, 8), drams=drams), 7.45)
+    narrow = Evaluator(request, make_space(spec, slots=(512,), bits=(4, 8), drams=drams), 7.55)
     assert not narrow.is_as_if  # 4 bits fit: then what does not fit is refused
     with pytest.raises(Refusal, match=r"weights and KV over the 17\.2 GB"):
         narrow.evaluate(narrow.space.own_point("full"), "full")
@@ -255,7 +255,7 @@ _REPEATED = ("same as an earlier trial",)
 
 
 def test_a_cut_search_goes_on_to_the_same_results(tmp_path):
-    asked = replace(SMALL, trials=4, seed=5)  # both caches are given the other's hardware
+    asked = replace(SMALL, trials=4, seed=11)  # both caches are given the other's hardware
     whole = explore(asked, folder=tmp_path)
     assert [line["cache"] for line in tried(tmp_path)[-3:]] == ["full", "rce", "full"]
     path = tmp_path / "trials.jsonl"
@@ -301,7 +301,7 @@ def test_a_filled_array_is_the_largest_within_the_budget():
     for kind in ("rce", "full"):
         filled = evaluator.filled(point, kind, "cols")
         values = next(a.values for a in evaluator.space.axes if a.name == "cols")
-        assert evaluator.evaluate(filled, kind).area_mm2 <= 7.45
+        assert evaluator.evaluate(filled, kind).area_mm2 <= 7.55
         larger = values[values.index(filled["cols"]) + 1]
         with pytest.raises(Refusal, match="area over the budget"):
             evaluator.evaluate(filled | {"cols": larger}, kind)

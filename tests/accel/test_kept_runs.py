@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from kvmmu.accel.claim import (
     ratios_of,
 )
 from kvmmu.accel.request import Request
+from kvmmu.accel.simulate import simulate
 from kvmmu.accel.study import study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -33,7 +35,8 @@ def kept():
         yield importlib.import_module("accelerator_results")
     finally:
         sys.path.remove(str(DOCS))
-        sys.modules.pop("accelerator_results", None)
+        for name in ("accelerator_results", "rtl_results"):
+            sys.modules.pop(name, None)
 
 
 def assert_same(made, stored, where=""):
@@ -93,6 +96,34 @@ def test_points_of_the_grid_are_priced_as_kept(kept):
     for line in kept.grid_of()[::13]:
         made = price_decode(line["model"], line["batch"], line["context"])
         assert_same(kept._short(made), line)
+
+
+def test_stalls_are_as_kept(kept):
+    from kvmmu.accel.stalls import stalls
+
+    for row in kept.stalls_of()[::7]:
+        request = Request(
+            accelerator=row["accelerator"],
+            model=row["model"],
+            batch=row["batch"],
+            prompt=4 * row["slots"],
+            generate=4 * row["slots"],
+            num_slots=row["slots"],
+            granularity=row["granularity"],
+            overrides={"mmu.store": row["store"]},
+        )
+        made = json.loads(json.dumps(stalls(request).to_json()))
+        assert_same(kept._short(made), {name: row[name] for name in made}, row["model"])
+
+
+def test_shares_of_the_rtl_are_as_kept(kept):
+    rtl = importlib.import_module("rtl_results")
+    row = rtl.shares_of()[0]
+    assert (row["model"], row["slots"], row["store"]) == ("llama_7b", 256, "dram")
+    request = Request(prompt=1024, generate=1024, num_slots=256, granularity=row["granularity"])
+    run = replace(request, overrides={"mmu.store": row["store"]})
+    made = json.loads(json.dumps(rtl._priced(simulate(run, names=()))))
+    assert_same(kept._short(made), {name: row[name] for name in made})
 
 
 def test_search_covers_every_combination_of_its_ranges(kept):

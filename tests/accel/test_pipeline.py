@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from math import ceil
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from kvmmu.accel.designs import baselines
 from kvmmu.accel.pipeline.attention import plan_attention
 from kvmmu.accel.pipeline.counts import CYCLES, INDEX, WAITS
 from kvmmu.accel.pipeline.gemm import plan_gemm
+from kvmmu.accel.pipeline.maxplus import COLUMNS, DRAM, MMU, SINGLE, STREAM
+from kvmmu.accel.pipeline.program import layer_program
 from kvmmu.accel.pipeline.timing import StepTimer, derive_step
 from kvmmu.accel.pricing import GROUPS, UNITS, energy_j, make_prices
 from kvmmu.accel.request import Request
@@ -266,18 +268,38 @@ def test_tables_in_dram_are_fetched_and_written_back():
     assert plan_attention(on_chip, 1, 511, 1).counts[INDEX["score_dram_bytes"]] == 0
 
 
-def test_a_gated_clock_of_the_kv_mmu_runs_while_it_is_busy():
-    """The same cycles, and the clock of those alone in which the KV-MMU works."""
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_a_table_is_in_its_place_before_its_beats(granularity):
+    """Out two cycles a row, in one, and the memory's latency: the DRAM's, or the waiting SRAM's."""
+    machine = make_machine(granularity=granularity, overrides={"mmu.store": "dram"}, form="online")
+    t = machine.dram.timings
+    cycles = t.t_rp_cycles + t.t_rcd_rd_cycles + t.t_cl_cycles + t.burst_cycles
+    latency = {"layer": ceil(cycles * 500 / t.clock_mhz), "head": 2}[granularity]
+    plan = plan_attention(machine, 1, 511, 1)
+    assert plan.swap_cycles == 3 * 32 + 5 + latency
+    rows = [
+        dict(zip(COLUMNS, row))
+        for row in layer_program([plan_gemm(machine, 1, 64, 64)] * 4, [plan], [1] * 4).tolist()
+    ]
+    fetch, swap, *_ = [r for r in rows if r["kind"] == SINGLE and r["unit"] in (DRAM, MMU)]
+    assert (fetch["unit"], fetch["a"]) == (DRAM, plan.score_fetch_cycles)
+    assert (swap["unit"], swap["a"], swap["wait"]) == (MMU, plan.swap_cycles, fetch["put"])
+    beats = next(r for r in rows if r["kind"] == STREAM)
+    assert beats["beats"] == plan.mmu_cycles
+    assert rows.index(swap) < rows.index(beats)
+    on_chip = make_machine(granularity=granularity, overrides={"mmu.store": "sram"})
+    assert plan_attention(on_chip, 1, 511, 1).swap_cycles == 0
+
+
+def test_the_clock_of_the_kv_mmu_runs_as_long_as_the_run():
     request = Request(model="opt_125m", batch=4, prompt=192, generate=64, num_slots=32)
-    running = simulate(request, names=()).ours.total
-    gated = simulate(replace(request, overrides={"mmu.is_clock_gated": True}), names=()).ours.total
-    assert gated.cycles("overlapped") == running.cycles("overlapped")
-    pj = running.machine.chip.mmu.idle_cycle_pj
-    units, always = gated.energy_by_unit_j(), running.energy_by_unit_j()
-    assert always["mmu_clock"] == pytest.approx(pj * running.cycles("overlapped") / 1e12)
-    assert units["mmu_clock"] == 0
-    clock = units["mmu_logic"] - always["mmu_logic"]
-    assert clock == pytest.approx(pj * running.busy_cycles["mmu"] / 1e12)
+    made = simulate(request, names=("full_8bit",))
+    ours, (full,) = made.ours.total, made.others
+    pj = ours.machine.chip.mmu.idle_cycle_pj
+    clock_j = ours.energy_by_unit_j()["mmu_clock"]
+    assert clock_j == pytest.approx(pj * ours.cycles("overlapped") / 1e12)
+    assert ours.mmu_energy_j()["mmu_clock"] == clock_j
+    assert full.total.energy_by_unit_j()["mmu_clock"] == 0
 
 
 # Refusals -----------------------------------------------------------------------------------

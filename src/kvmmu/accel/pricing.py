@@ -1,7 +1,7 @@
 """Price counts: energy by unit = prices [units, counts] @ counts, leakage and standby by time.
 
 Every count is priced by the units that it moves, once. Leakage, DRAM standby and the KV-MMU's clock
-(unless gated) are powers, so they follow the delay; they are kept apart from what switching costs.
+are powers, so they follow the delay; they are kept apart from what switching costs.
 """
 
 from __future__ import annotations
@@ -97,11 +97,7 @@ def make_prices(machine: Machine) -> Prices:
     price("mmu_logic", "mmu_steps", chip.mmu.step_pj)
     background_w, refresh_w = static_power_w(machine.dram, corner=machine.corner)
     static = {"dram_background": background_w, "dram_refresh": refresh_w}
-    static["mmu_clock"] = 0.0
-    if machine.design.has_scores and machine.mmu.is_clock_gated:
-        price("mmu_logic", "mmu_cycles", chip.mmu.idle_cycle_pj)
-    elif machine.design.has_scores:
-        static["mmu_clock"] = chip.mmu_clock_w
+    static["mmu_clock"] = chip.mmu_clock_w if machine.design.has_scores else 0.0
     static |= {f"leak_{unit}": power for unit, power in chip.leakage_w.items()}
     return Prices(matrix, static, chip.spec.clock.clock_mhz)
 

@@ -68,7 +68,7 @@ class Chip:
 
     @property
     def mmu_clock_w(self) -> float:
-        """What the KV-MMU's clock takes all the time; it is not gated."""
+        """What of the KV-MMU's clock runs all the time, past the gates."""
         return self.mmu.idle_cycle_pj * self.spec.clock.clock_mhz * 1e6 / PJ_PER_J
 
     def loser_search_cycles(self, num_slots: int) -> int:

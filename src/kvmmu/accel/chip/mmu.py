@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from kvmmu.accel.chip.memory import Memory, build_memory, no_memory
 from kvmmu.accel.chip.prices import Prices
 from kvmmu.accel.spec.accelerator import AcceleratorSpec, Mmu
-from kvmmu.accel.spec.tables import load_arithmetic
 from kvmmu.errors import SpecError
 from kvmmu.units import bytes_of_bits
 
@@ -98,7 +97,8 @@ class MmuPrices:
 
     beat_pj_per_way: a probability taken; row_pj_per_way: a slot read, decayed, added to, clamped
     and compared; step_pj: a token admitted to one table, its victim's address made, its header
-    written; idle_cycle_pj: the clock of all ways, in every cycle. SRAM accesses are apart.
+    written; idle_cycle_pj: every cycle, busy or not, what clock gates leave running, whatever the
+    ways. SRAM accesses are apart.
     """
 
     beat_pj_per_way: float
@@ -116,20 +116,18 @@ def build_mmu_prices(spec: AcceleratorSpec, prices: Prices) -> MmuPrices:
         beat_pj_per_way=prices.energy_pj("mmu_beat"),
         row_pj_per_way=prices.energy_pj("mmu_row"),
         step_pj=prices.energy_pj("mmu_step"),
-        idle_cycle_pj=prices.energy_pj("mmu_idle_cycle") * _share_of_ways(mmu),
+        idle_cycle_pj=prices.energy_pj("mmu_idle_cycle"),
     )
 
 
 def mmu_area_mm2(spec: AcceleratorSpec, prices: Prices) -> float:
-    """Return the logic's area, SRAM apart."""
+    """Return the logic's area, SRAM apart: what there is once, each way, and each way's swap."""
     if spec.mmu is None:
         return 0.0
-    return prices.area_mm2("mmu_logic") * _share_of_ways(spec.mmu)
-
-
-def _share_of_ways(mmu: Mmu) -> float:
-    """Return the ways over the synthesised block's: clock and area go with them (assumed)."""
-    return mmu.ways / load_arithmetic().mmu_ways.ways
+    way_mm2 = prices.area_mm2("mmu_way")
+    if spec.mmu.store == "dram":
+        way_mm2 += prices.area_mm2("mmu_swap_way")
+    return prices.area_mm2("mmu_logic") + spec.mmu.ways * way_mm2
 
 
 def build_score_memory(

@@ -115,7 +115,6 @@ class Mmu(SpecModel):
     position_bits: int = Field(ge=16, le=64)
     store: Literal["sram", "dram"]
     granularity: Literal["layer", "head"]
-    is_clock_gated: bool  # while the block is not busy
     source: Source
 
 

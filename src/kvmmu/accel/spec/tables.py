@@ -204,11 +204,6 @@ class _AreaBand(SpecModel):
     high: _Area
 
 
-class _Ways(SpecModel):
-    ways: int = Field(gt=0)
-    source: Source
-
-
 class _Leakage(SpecModel):
     hp_mw_per_mm2: Band
     native_vdd_v: float
@@ -224,7 +219,6 @@ class Arithmetic(SpecModel):
     source: Source
     operations: dict[str, _EnergyBand]
     areas: dict[str, _AreaBand]
-    mmu_ways: _Ways
     logic_leakage: _Leakage
 
     def energy_pj(self, operation: str, *, to_node: str, to_vdd_v: float, corner: Corner) -> float:
