@@ -7,7 +7,8 @@ masses, so while the rows of one step pass through the pipeline the next step's 
 the other buffer: the order of the commands is the prefetch.
 
 An image is a header beat, then the rows of the held slots, the last of them marked. Going out takes
-two cycles a row, coming in one. A released lane's tables are forgotten, not written back.
+two cycles a row, coming in one. A table is asked for once all that went out was taken: it may be the
+one whose last row still waits. A released lane's tables are forgotten, not written back.
 """
 
 from __future__ import annotations
@@ -208,8 +209,11 @@ class SwapStore(wiring.Component):
             with m.Case(_State.CAPTURE):
                 self._capture(m)
             with m.Case(_State.ASK):
-                m.d.comb += [self.fetch.valid.eq(1), self.fetch.payload.table.eq(self.open_table)]
-                with m.If(self.fetch.ready):
+                m.d.comb += [
+                    self.fetch.valid.eq(~out.valid),
+                    self.fetch.payload.table.eq(self.open_table),
+                ]
+                with m.If(self.fetch.valid & self.fetch.ready):
                     m.d.sync += self._state.eq(_State.TAKE_HEADER)
             with m.Case(_State.TAKE_HEADER):
                 m.d.comb += image.ready.eq(1)
