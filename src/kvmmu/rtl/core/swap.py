@@ -7,8 +7,8 @@ masses, so while the rows of one step pass through the pipeline the next step's 
 the other buffer: the order of the commands is the prefetch.
 
 An image is a header beat, then the rows of the held slots, the last of them marked. Going out takes
-two cycles a row, coming in one. A table is asked for once all that went out was taken: it may be the
-one whose last row still waits. A released lane's tables are forgotten, not written back.
+two cycles a row, coming in one. A table is asked for once all that went out was taken: it may be
+the one whose last row still waits. A released lane's tables are forgotten, not written back.
 """
 
 from __future__ import annotations

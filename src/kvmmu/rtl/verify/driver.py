@@ -13,7 +13,7 @@ from amaranth.sim import Simulator, SimulatorContext
 
 from kvmmu.rtl.config import BlockConfig
 from kvmmu.rtl.model import BlockModel
-from kvmmu.rtl.ports import BlockError
+from kvmmu.rtl.ports import BlockError, Op, command_layout
 from kvmmu.rtl.transactions import BlockSettings
 from kvmmu.rtl.verify.contents import Contents
 from kvmmu.rtl.verify.images import ImageStore
@@ -23,6 +23,7 @@ from kvmmu.rtl.verify.packing import (
     mass_beats,
     response_of,
     settings_bits,
+    unpack,
     write_of,
 )
 from kvmmu.rtl.verify.scoreboard import CosimReport, Scoreboard
@@ -188,6 +189,8 @@ class _Run:
             fault = fault or ("" if bits is None else self._see(name, bits))
             if fault:
                 self.board.differ(f"{name}: {fault}")
+        if self.images is not None and self.sources["cmd"] in moving:
+            self._release(self.images, self.sources["cmd"].beats[0])
         await ctx.tick()
         for source in moving:
             source.moved(ctx)
@@ -197,13 +200,18 @@ class _Run:
         ends = self.sources | self.sinks
         self.board.report.stall_cycles = {name: end.stalls for name, end in ends.items()}
 
+    def _release(self, images: ImageStore, bits: int) -> None:
+        """Let the DRAM forget a released lane's tables."""
+        command = unpack(command_layout(self.config), bits)
+        if command["op"] == int(Op.RELEASE.value):  # type: ignore[attr-defined]
+            first = self.config.table_of(command["lane"], 0, 0)
+            for table in range(first, first + self.config.tables_per_lane):
+                images.forget(table)
+
     def _see(self, name: str, bits: int) -> str:
         """Pass a beat on to whoever it is for; returns what broke the contract."""
         if name == "write":
-            write = write_of(self.config, bits)
-            self.board.see_write(write)
-            if self.images is not None and write.position == 0:
-                self.images.forget(self.config.table_of(write.lane, write.layer, write.head))
+            self.board.see_write(write_of(self.config, bits))
         elif name == "rsp":
             self.board.see_response(response_of(self.config, bits))
         elif self.images is not None and name == "image_out":

@@ -27,6 +27,7 @@ class ImageStore:
         self._layout: Layout = image_layout(config)
         self._images: dict[int, list[int]] = {}
         self._coming: list[int] = []
+        self._is_void = False  # of the image that is coming: its lane was released
         self.num_fetches = self.num_images = 0
 
     @property
@@ -42,8 +43,9 @@ class ImageStore:
             return "an image must begin with its header and hold no other"
         self._coming.append(bits)
         if beat["last"]:
-            table = unpack(self._layout, self._coming[0])["table"]
-            self._images[table], self._coming = self._coming, []
+            if not self._is_void:
+                self._images[self._coming_table] = self._coming
+            self._coming, self._is_void = [], False
             self.num_images += 1
         return ""
 
@@ -68,8 +70,13 @@ class ImageStore:
         )
 
     def forget(self, number: int) -> None:
-        """Drop the image of an earlier request: its table begins anew on chip."""
+        """Drop a released lane's image, also one whose last row is still to come."""
         self._images.pop(number, None)
+        self._is_void = self._is_void or (bool(self._coming) and self._coming_table == number)
+
+    @property
+    def _coming_table(self) -> int:
+        return unpack(self._layout, self._coming[0])["table"]
 
     def _slots(self, rows: list[dict[str, int]], name: str, bits: int) -> Any:
         mask = (1 << bits) - 1
