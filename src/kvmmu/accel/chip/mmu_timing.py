@@ -27,7 +27,7 @@ LATENCY_CYCLES = 6
 WAYS = (2, 4, 8, 16, 32, 64)
 """Ways that the RTL is built with."""
 _CONTEXT_CYCLES = 8  # from a table's last beat until its context can take another table
-_SWAP_CYCLES = 5  # header out, request, header in, and the turn to the next
+_SWAP_CYCLES = 6  # header out, the last row taken, request, header in, the turn to the next
 _RESCALE_CYCLES = 10  # at most, besides its rows: until the pipeline is empty, before and after
 
 
