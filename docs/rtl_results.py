@@ -54,6 +54,7 @@ def _block(made: dict[str, Any]) -> dict[str, Any]:
         "critical_path_ns": report["timing"]["critical_path_ns"],
         "costs": made.get("costs"),
         "leakage_nw": made["logic_leakage_nw"],
+        "sram_leakage_nw": made["sram_leakage_nw"],
         "mismatches": sum(run["replay"]["mismatches"] for run in made.get("runs", [])),
         "replayed_steps": sum(run["replay"]["steps"] for run in made.get("runs", [])),
         **{name: report[name] for name in kept},
@@ -163,7 +164,7 @@ def blocks() -> str:
                 "-" if sram is None else f"{sram / UM2_PER_MM2:.2f}",
                 f"{block['critical_path_ns']:.2f}",
                 *lone,
-                "-" if leak is None else f"{leak / 1e3:.1f}",
+                f"{leak / 1e3:.1f} + {block['sram_leakage_nw'] / 1e3:,.1f}",
             )
         )
     head = (
@@ -176,7 +177,7 @@ def blocks() -> str:
         "clock gates",
     )
     area = ("logic, mm2", "SRAM macros, mm2", "longest path, ns")
-    tail = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "leakage of all, uW")
+    tail = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "leakage, logic + SRAM, uW")
     return _rows((*head, *area, *tail), rows)
 
 

@@ -84,8 +84,8 @@ class Admission(wiring.Component):
             m.d.sync += [self._has_command.eq(1), self._command.eq(self.cmd.payload)]
         self._check(m)
         goes = self._has_command & ~self.halt & (self.error == BlockError.NONE)
-        with m.If(goes & (self._command.op == Op.ADMIT)):
-            self._admit(m)
+        with m.If(self._has_command & (self._command.op == Op.ADMIT)):
+            self._admit(m)  # an answer that was offered stays, even if the block stops
         with m.If(goes & (self._command.op == Op.RELEASE)):
             self._release(m)
         with m.If(goes & (self._command.op == Op.STEP)):

@@ -18,7 +18,7 @@ a low clock. Left out: wires, clock tree, glitches, and what selects and merges 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -241,9 +241,7 @@ class _Counter:
         clock_is = {pins.clock: np.array([not is_late])}
         rises = int(self.activity.rises[gate.enable])
         falls = int(self.activity.falls[gate.enable])
-        for arc in gate.cell.power:
-            if arc.when is not None and not arc.when.over(clock_is, 1)[0]:
-                continue
+        for arc in _arcs_in(gate.cell.power, clock_is):
             slew_ns = enable_ns if arc.pin == pins.enable else clock_ns
             point = {"slew": slew_ns, "load": gate.load_pf if arc.pin == pins.output else 0.0}
             rise_pj, fall_pj = float(arc.rise_pj.at(**point)), float(arc.fall_pj.at(**point))
@@ -286,6 +284,17 @@ class _Counter:
                         )
                     energy = int(count) * pin.copies * energies[pin.role, up]
                     self.add("sram_pins_pj", energy, unit)
+
+
+def _arcs_in(arcs: Sequence[PowerArc], columns: Mapping[str, NDArray[np.bool_]]) -> list[PowerArc]:
+    """Choose one arc a pin and related pin: that whose `when` holds, else the one without."""
+    chosen: dict[tuple[str, str], PowerArc] = {}
+    for arc in arcs:
+        if arc.when is None:
+            chosen.setdefault((arc.pin, arc.related), arc)
+        elif arc.when.over(columns, 1)[0]:
+            chosen[arc.pin, arc.related] = arc
+    return list(chosen.values())
 
 
 def _causes(events: CellEvents, arc: PowerArc, edge: int) -> tuple[int, ...]:
