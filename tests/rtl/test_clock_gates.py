@@ -7,6 +7,8 @@ import pytest
 from toy_gates import Sketch, toy_library
 
 from kvmmu.errors import SpecError
+from kvmmu.rtl.clock_gates import split_clock_gates
+from kvmmu.rtl.fanout import fastest_load, slew_allowed
 from kvmmu.rtl.gates.energy import Energy, count_energy
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.simulate import GateSimulation
@@ -89,3 +91,25 @@ def test_synthesis_gates_the_clock_unless_told_not_to() -> None:
     line = "clockgate -pos CLKGATE EN:CLK:GCLK"
     assert line in Recipe(choice, clock_mhz=100.0).script()
     assert line not in Recipe(choice, clock_mhz=100.0, gates_clock=False).script()
+
+
+def test_a_gate_of_many_registers_is_copied_until_it_is_fast_enough() -> None:
+    """GCLK: 0.015 + 0.1 * slew + 2 * load ns at most; a BUF of 20 like it allows so much load."""
+    library = toy_library()
+    cells = {
+        f"f{n}": {"type": "DFF", "connections": {"CLK": [2], "D": [9], "Q": [100 + n]}}
+        for n in range(200)
+    }
+    gate = {"type": "CLKGATE", "connections": {"CLK": [3], "EN": [4], "GCLK": [2]}}
+    nets = {str(bit): {"bits": [bit]} for bit in (2, 3, 4, 9, 299)}
+    module = {"cells": {**cells, "gate": gate}, "netnames": nets}
+    added = split_clock_gates(module, library)
+    gates = {n: c["connections"] for n, c in module["cells"].items() if c["type"] == "CLKGATE"}
+    assert len(gates) == added + 1 > 2
+    assert {pins["EN"][0] for pins in gates.values()} == {4}
+    clocks = [c["connections"]["CLK"][0] for c in module["cells"].values() if c["type"] == "DFF"]
+    loads = {pins["GCLK"][0]: 0.003 * clocks.count(pins["GCLK"][0]) for pins in gates.values()}
+    assert sum(loads.values()) == pytest.approx(200 * 0.003)  # each register has one of the gates
+    most = fastest_load(library.cell("CLKGATE"), "GCLK", slew_allowed(library))
+    assert 0 < max(loads.values()) <= most
+    assert split_clock_gates(module, library) == 0

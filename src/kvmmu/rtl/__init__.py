@@ -37,6 +37,7 @@ Rooms:
     model.py    transaction-level model on fixed_point.py: what the block must answer
     emit.py     Verilog and the behavioural SRAM beside it
     gates/      liberty, netlist, gate-level simulation, toggle energy, timing estimate
+    fanout.py, clock_gates.py    buffers, and copies of clock gates, where a net drives too much
     build.py    one build, stage by stage: emit, lint, synthesise, time, report
     measure.py  a trace on the netlist: every write compared, every toggle priced
     costs.py    what a beat, a row, a step and a cycle cost

@@ -23,7 +23,7 @@ from kvmmu.rtl.gates.macros import Macro, compose
 from kvmmu.rtl.gates.netlist import Memory
 from kvmmu.rtl.sram_verilog import SRAM_NAME, SramShape
 
-__all__ = ["buffer_nets", "buffers_of"]
+__all__ = ["buffer_nets", "buffers_of", "fastest_load", "slew_allowed"]
 
 _FANOUT = 20
 _SLEW_NS = 0.1
@@ -66,6 +66,28 @@ def _is_buffer(cell: Cell) -> bool:
     return function is not None and list(function.table(cell.inputs)) == [False, True]
 
 
+def slew_allowed(library: Library) -> float:
+    """Return how slow a net may be, in ns: as the smallest buffer that drives _FANOUT of its like.
+
+    Raises SpecError if the library has no buffer.
+    """
+    cells = buffers_of(library)
+    if not cells:
+        raise SpecError(f"liberty must hold a buffer, got {library.name!r} without one")
+    first = cells[0]
+    pin_pf = first.pins[first.inputs[0]].capacitance_pf
+    return _slew(first, first.outputs[0], _FANOUT * pin_pf)
+
+
+def fastest_load(cell: Cell, pin: str, slew_ns: float) -> float:
+    """Return the largest load in pF at which a cell's output is no slower than slew_ns."""
+    low, high = 0.0, _MOST_PF
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slew(cell, pin, middle) <= slew_ns else (low, middle)
+    return low
+
+
 def buffer_nets(module: dict[str, Any], library: Library, macros: Sequence[Macro]) -> int:
     """Add buffers to a flat module of Yosys's JSON in place; return how many.
 
@@ -90,9 +112,7 @@ class _Pass:
         self.library = library
         self.macros = macros
         self.most = lru_cache(maxsize=None)(self._most)
-        first = cells[0]
-        pin_pf = first.pins[first.inputs[0]].capacitance_pf
-        self.slew_ns = _slew(first, first.outputs[0], _FANOUT * pin_pf)
+        self.slew_ns = slew_allowed(library)
         self.buffers: list[_Buffer] = []
         for buffer in map(self._buffer, cells):  # one that is larger and no stronger is of no use
             if not self.buffers or buffer.most_pf > self.buffers[-1].most_pf:
@@ -109,13 +129,7 @@ class _Pass:
 
     def _most(self, name: str, pin: str) -> float:
         """Return the largest load at which a cell's output is fast enough, in pF."""
-        cell, low, high = self.library.cells[name], 0.0, _MOST_PF
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (
-                (middle, high) if _slew(cell, pin, middle) <= self.slew_ns else (low, middle)
-            )
-        return low
+        return fastest_load(self.library.cells[name], pin, self.slew_ns)
 
     def run(self) -> int:
         self._collect()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvmmu.errors import SpecError
+from kvmmu.rtl.clock_gates import split_clock_gates
 from kvmmu.rtl.emit import BLOCK, SRAM, TOP, Emitted
 from kvmmu.rtl.fanout import buffer_nets, buffers_of
 from kvmmu.rtl.gates.liberty import Cell, ClockGate, Library
@@ -206,6 +207,8 @@ def synthesise(
         (folder / name).write_text(text, encoding="utf-8")
     run_yosys(recipe.script(), folder, name="synth")
     mapped = json.loads((folder / _MAPPED).read_text(encoding="utf-8"))
+    if recipe.gates_clock and recipe.choice.clock_gate is not None:
+        split_clock_gates(mapped["modules"][TOP], library)
     added = buffer_nets(mapped["modules"][TOP], library, macros)
     (folder / _MAPPED).write_text(json.dumps(mapped), encoding="utf-8")
     run_yosys(_FINISH, folder, name="finish")
