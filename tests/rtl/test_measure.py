@@ -38,7 +38,18 @@ def test_the_netlist_writes_what_the_library_recorded(folder: Path) -> None:
     assert done.evictions > 50
     assert (done.mismatches, done.recorded_mismatches) == (0, 0)
     assert energy.cycles >= done.beats == done.rows
+    assert done.stall_cycles > 0  # rescales hold the masses back
     assert energy.parts.clock_pj > 0 < energy.parts.sram_read_pj
+
+
+def test_gaps_and_clock_are_those_asked_for(folder: Path) -> None:
+    steps = {"liberty": None, "most_steps": 12}
+    dense, at_100 = measure_build(folder, TRACE, clock_mhz=100.0, **steps)
+    sparse, at_50 = measure_build(folder, TRACE, clock_mhz=50.0, mass_probability=0.1, **steps)
+    assert (at_100.period_ns, at_50.period_ns) == (10.0, 20.0)
+    assert sparse.beats == dense.beats
+    assert sparse.cycles > dense.cycles + 3 * dense.beats
+    assert sparse.mismatches == dense.mismatches == 0
 
 
 def test_a_slot_that_is_not_the_recorded_one_is_counted(folder: Path) -> None:
@@ -101,7 +112,8 @@ def run(beats: int, rows: int, steps: int, cycles: int, *, energy_pj: float) -> 
     """Return a replay and its energy."""
     counts = {"evictions": 0, "stall_cycles": 0, "mismatches": 0, "recorded_mismatches": 0}
     done = Replay(cycles=cycles, steps=steps, rows=rows, beats=beats, first_mismatch=None, **counts)
-    parts = EnergyParts(internal_pj=energy_pj / 2, switching_pj=energy_pj / 2, sram_read_pj=1e6)
+    third = energy_pj / 3
+    parts = EnergyParts(third, third, third, leakage_pj=1e6, sram_read_pj=1e6)
     return done, Energy(parts, cycles, 10.0, {}, 0.0, "toy", 1.0)
 
 
