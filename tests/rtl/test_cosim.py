@@ -59,11 +59,11 @@ def test_lanes_that_leave_after_few_tokens_leave_nothing_behind():
     assert sum(report.responses for report in reports) > 80
 
 
-@pytest.mark.parametrize("seed", [5, 23])
+@pytest.mark.parametrize("seed", [17, 23])
 def test_tables_swapped_with_dram_answer_as_those_on_chip(seed):
     report = Case(seed, 150, store="dram").run(KvMmu, check_every=25)
     assert report.is_equal, report.mismatches
-    assert report.tables_checked > 15
+    assert report.tables_checked > 30
 
 
 def test_a_table_is_not_asked_for_before_all_of_it_went_out():

@@ -39,6 +39,18 @@ def masses_of(steps: int, rng: np.random.Generator) -> list[Any]:
     return made
 
 
+async def set_up(context: Any, block: Any, config: BlockConfig, settings: BlockSettings) -> None:
+    """Give the block its settings and take whatever it says."""
+    context.set(block.settings.as_value(), settings_bits(config, settings))
+    for fields in layer_fields(config, settings):
+        for name, value in fields.items():
+            context.set(getattr(block.layer_settings, name), value)
+        await context.tick()
+    context.set(block.layer_settings.enable, 0)
+    context.set(block.rsp.ready, 1)
+    context.set(block.write.ready, 1)
+
+
 async def offer(context: Any, block: Any, name: str, beats: list[int]) -> None:
     """Put beats on a stream, one after the other."""
     stream = getattr(block, name)
@@ -66,14 +78,7 @@ def run(cut: int, seed: int) -> tuple[list[Any], list[Any]]:
     seen: list[Any] = []
 
     async def main(context: Any) -> None:
-        context.set(block.settings.as_value(), settings_bits(CONFIG, SETTINGS))
-        for fields in layer_fields(CONFIG, SETTINGS):
-            for name, value in fields.items():
-                context.set(getattr(block.layer_settings, name), value)
-            await context.tick()
-        context.set(block.layer_settings.enable, 0)
-        context.set(block.rsp.ready, 1)
-        context.set(block.write.ready, 1)
+        await set_up(context, block, CONFIG, SETTINGS)
         waiting = {name: list(parts[0]) for name, parts in todo.items()}
         for cycle in range(cut + 1500):
             if cycle == cut:
@@ -124,14 +129,7 @@ def test_an_answer_that_waits_stays_when_the_block_stops() -> None:
     levels: list[tuple[int, Any]] = []
 
     async def main(context: Any) -> None:
-        context.set(block.settings.as_value(), settings_bits(config, settings))
-        for fields in layer_fields(config, settings):
-            for name, value in fields.items():
-                context.set(getattr(block.layer_settings, name), value)
-            await context.tick()
-        context.set(block.layer_settings.enable, 0)
-        context.set(block.write.ready, 1)
-        context.set(block.rsp.ready, 1)
+        await set_up(context, block, config, settings)
         todo = [Command(Op.ADMIT), Command(Op.STEP), Command(Op.STEP), Command(Op.ADMIT)]
         beat = (1 << 32) | 5
         context.set(block.mass.payload.as_value(), beat)
