@@ -96,6 +96,18 @@ def test_a_folder_without_a_build_is_refused(tmp_path: Path) -> None:
         measure_build(tmp_path, TRACE, liberty=None)
 
 
+def test_macros_without_cells_are_refused(folder: Path) -> None:
+    from kvmmu.rtl.build import toy_liberties
+
+    with pytest.raises(ValueError, match="must go with a liberty"):
+        measure_build(folder, TRACE, liberty=None, sram_liberties=toy_liberties()[1:])
+
+
+def test_a_cell_to_avoid_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dont_use must name cells of the liberty, got 'NAND9'"):
+        build(Build(CONFIG, dont_use=("INV*", "NAND9")), tmp_path)
+
+
 def test_other_libraries_than_the_build_had_are_refused(folder: Path, tmp_path: Path) -> None:
     from kvmmu.rtl.build import toy_liberties
 

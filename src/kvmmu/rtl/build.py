@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ class _Builder:
         if self.request.maps_gates:  # a wrong file is said before anything runs
             self.library = read_library(self.liberty)
             self.choice = choose_cells(self.library)
+            for name in self.request.dont_use:
+                if not any(fnmatchcase(cell, name) for cell in self.library.cells):
+                    raise ValueError(f"dont_use must name cells of the liberty, got {name!r}")
             self.srams = [read_library(path) for path in self.sram_liberties]
             self.macros = [macro for library in self.srams for macro in macros_in(library)]
         self.emitted = emit(self.request.config, self.folder)

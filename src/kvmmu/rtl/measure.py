@@ -267,6 +267,8 @@ def measure_build(
             "make it with `kvmmu rtl build`"
         )
     report = json.loads(report_file.read_text(encoding="utf-8"))
+    if sram_liberties and liberty is None:
+        raise ValueError("sram_liberties must go with a liberty, got them alone")
     toy, toy_sram = toy_liberties()
     cells = read_library(liberty or toy)
     srams = [read_library(path) for path in (sram_liberties if liberty else [toy_sram])]
