@@ -63,6 +63,22 @@ def test_clock_energy_equals_the_products_by_hand() -> None:
     assert set(energy.by_unit) == {"u", "(clock)", "(inputs)"}
 
 
+@pytest.mark.parametrize(
+    ("enables", "rise_pj", "fall_pj"),
+    [((0, 0, 0), 0.004, 0.003), ((1, 1, 1), 0.001, 0.001), ((1, 0, 0), 0.001, 0.003)],
+)
+def test_data_behind_a_shut_gate_is_charged_as_of_a_low_clock(
+    enables: tuple[int, int, int], rise_pj: float, fall_pj: float
+) -> None:
+    """d rises in the second cycle and falls in the third; the enable before says who is open."""
+    energy = counted(list(zip((0, 1, 0), enables)))
+    outputs = 0.0
+    if enables[1]:  # q rises
+        outputs = 0.010 + 0.002 * CLOCK_SLEW
+    data = rise_pj + fall_pj + 2 * 0.001 * SLEW
+    assert energy.parts.internal_pj == pytest.approx(outputs + data, rel=1e-12)
+
+
 def test_a_clock_that_never_opens_costs_the_gate_alone() -> None:
     energy = counted([(0, 0)] * 10)
     shut = 10 * (0.002 + 0.001 + 2 * 0.001 * CLOCK_SLEW) + 10 * 0.002

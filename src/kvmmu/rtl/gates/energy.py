@@ -11,8 +11,9 @@
                 leakage; the load of the pins is in `switching` like any other
 
 Slews come from the timing pass and are the same for every toggle of an edge. A flip-flop's data
-pin is charged as of a high clock if it settles within half the period after the edge, else as of
-a low clock. Left out: wires, clock tree, glitches, and what selects and merges rows of macros.
+pin is charged as of a high clock if it settles within half the period after the edge and its clock
+gate, where it has one, is open; else as of a low clock. Left out: wires, clock tree, glitches, and
+what selects and merges rows of macros.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kvmmu.errors import SpecError
 from kvmmu.rtl.gates.liberty import Cell, PowerArc
-from kvmmu.rtl.gates.netlist import signal_inputs
+from kvmmu.rtl.gates.netlist import ENABLE, signal_inputs
 
 __all__ = ["SHARE", "CellEvents", "compile_events"]
 
@@ -43,9 +43,10 @@ class CellEvents:
     """Hold the tables of one cell type.
 
     Slots: 2 * arc + edge (edge 0 rise, 1 fall), the last one counts unattributed transitions.
-    A flip-flop has its input arcs twice: as counted if the clock is high, and, low_offset slots
-    on, if it is low. settle: (old row, new row) -> entries. edge: row before a clock edge ->
-    entries of its outputs. clock_arc[row]: the clock pin's arc, -1 where none.
+    A flip-flop has its input arcs twice: as counted early in a cycle, while the clock is high (low
+    behind a shut clock gate), and, low_offset slots on, late in it. settle: (old row, new row) ->
+    entries. edge: row before a clock edge -> entries of its outputs. clock_arc[row]: the clock
+    pin's arc, -1 where none.
     """
 
     cell: Cell
@@ -238,15 +239,20 @@ class _Compiler:
     def data(
         self, high: Sequence[_Bools | None], low: Sequence[_Bools | None], offset: int
     ) -> dict[tuple[int, int], list[Entry]]:
-        """Compile the changes of a flip-flop's inputs, state kept, for both clock levels."""
+        """Compile the changes of a flip-flop's inputs, state kept, for both clock levels.
+
+        Behind a clock gate the clock is high only in a cycle before which the enable was 1.
+        """
         table: dict[tuple[int, int], list[Entry]] = {}
         state = 1 << len(self.names)
+        enable = 1 << self.names.index(ENABLE) if ENABLE in self.names else 0
         for old in range(self.rows):
             for new in range(self.rows):
                 if old == new or (old ^ new) & state:
                     continue
                 toggled = [i for i in range(len(self.names)) if (old ^ new) >> i & 1]
-                entries = self.passive(toggled, new, high, switches=False)
+                early = high if old & enable == enable else low
+                entries = self.passive(toggled, new, early, switches=False)
                 for slot, share in self.passive(toggled, new, low, switches=False):
                     entries.append((slot + offset, share))
                 table[old, new] = entries
