@@ -99,6 +99,13 @@ def test_lint_finds_nothing(emitted):
         assert found[tool] == ("clean" if shutil.which(tool) else "absent")
 
 
+@pytest.mark.parametrize(("lanes", "store"), [(1, "sram"), (2, "dram")])
+def test_banks_of_one_row_have_no_wire_without_bits(tmp_path, lanes, store):
+    made = emit(BlockConfig(slots=4, ways=2, lanes=lanes, layers=1, store=store), tmp_path)
+    assert "[-1:0]" not in (tmp_path / BLOCK).read_text(encoding="utf-8")
+    assert {one.result for one in lint(made)} <= {"clean", "absent"}
+
+
 def test_each_waiver_has_a_reason():
     assert all(VERILATOR_WAIVERS.values())
 
