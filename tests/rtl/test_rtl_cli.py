@@ -77,6 +77,10 @@ def test_json_is_one_object_last_on_stdout(tmp_path):
         (["--liberty", "no.lib"], ["a liberty must be a file that exists, got 'no.lib'"]),
         (["--sram-liberty", __file__], ["sram_liberties must go with a liberty"]),
         (["--liberty", __file__], ["test_rtl_cli.py"]),
+        (["--dont-use", "NAND9"], ["dont_use must name cells of the liberty, got 'NAND9'"]),
+        (["--dont-use", "DFF*"], ["must hold a flip-flop, got 'kvmmu_toy' without"]),
+        (["--no-synth", "--dont-use", "INV"], ["must go with synthesis"]),
+        (["--no-synth", "--liberty", __file__], ["must go with synthesis"]),
     ],
 )
 def test_bad_input_is_said_in_one_line(tmp_path, args, parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from fnmatch import fnmatchcase
 
 import pytest
 from typer.testing import CliRunner
@@ -19,11 +20,12 @@ from kvmmu.rtl.build import Build, build, toy_liberties
 from kvmmu.rtl.config import BlockConfig
 from kvmmu.rtl.figures import gate_figures, macros_in, sram_figures, time_figures, unit_of
 from kvmmu.rtl.gates.liberty_read import read_library
+from kvmmu.rtl.gates.liberty_syntax import read_text
 from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.report import REPORT, TABLE, TOY_NOTE
 from kvmmu.rtl.sram_verilog import SramShape
 from kvmmu.rtl.stages import Stages
-from kvmmu.rtl.synth import NETLIST, Recipe, choose_cells
+from kvmmu.rtl.synth import NETLIST, Recipe, avoid_cells, choose_cells
 from kvmmu.rtl.yosys import YosysError, run_yosys
 
 SMALL = BlockConfig(slots=16, ways=4, lanes=2, layers=2)
@@ -165,10 +167,37 @@ def test_ties_and_the_smallest_buffer_are_found(toy):
     assert choice.load_pf == 4 * toy.cells["BUF"].pins["A"].capacitance_pf
 
 
-def test_library_without_flip_flop_is_refused(toy):
-    cells = {name: cell for name, cell in toy.cells.items() if cell.kind != "flip_flop"}
-    with pytest.raises(SpecError, match="must hold a flip-flop"):
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["DFF*"], "a flip-flop"), (["BUF"], "a buffer"), (["INV"], "an inverter")],
+)
+def test_library_without_what_mapping_needs_is_refused(toy, names, says):
+    with pytest.raises(SpecError, match=f"must hold {says}, got 'kvmmu_toy' without"):
+        choose_cells(avoid_cells(toy, names))
+    cells = {name: cell for name, cell in toy.cells.items() if not fnmatchcase(name, names[0])}
+    with pytest.raises(SpecError, match=f"must hold {says}"):
         choose_cells(dataclasses.replace(toy, cells=cells))
+
+
+def test_cells_to_avoid_are_avoided_by_every_step(toy, tmp_path):
+    """Gates, clock gates, ties and the buffers between units: a netlist that has one is refused."""
+    text = read_text(toy_liberties()[0])
+    start, end = text.index("  cell (BUF) {"), text.index("  cell (NAND2) {")
+    twin = text[start:end].replace("(BUF)", "(BUFA)").replace("area : ", "area : 0")
+    (tmp_path / "twins.lib").write_text(text[:start] + twin + text[start:], encoding="utf-8")
+    avoid = ("BUFA", "CLKG?TE", "TIE*", "XOR2")
+    tiny = BlockConfig(slots=4, ways=2, lanes=1, layers=1, position_bits=4)
+    made = build(Build(tiny, liberty=tmp_path / "twins.lib", dont_use=avoid), tmp_path)
+    assert {"BUF", "DFF", "NAND2"} <= made["cells_by_type"].keys()
+    assert not made["cells_by_type"].keys() & {"BUFA", "CLKGATE", "TIEHI", "TIELO", "XOR2"}
+    assert made["buffers_added"] > 0
+    with pytest.raises(SpecError, match="cell must be usable, got 'NOR2': it is to be avoided"):
+        read_netlist(tmp_path / "synth" / NETLIST, avoid_cells(toy, ["NOR2"]))
+
+
+def test_cell_to_avoid_that_fits_none_is_refused(toy):
+    with pytest.raises(ValueError, match="dont_use must name cells of the liberty, got 'NAND9'"):
+        avoid_cells(toy, ["INV*", "NAND9"])
 
 
 def test_library_without_ties_leaves_constants(toy):

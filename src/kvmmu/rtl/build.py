@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,15 @@ from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.lint import lint, tool_versions
 from kvmmu.rtl.report import REPORT, TABLE, report_text
 from kvmmu.rtl.stages import Stages, digest_of
-from kvmmu.rtl.synth import NETLIST, VERILOG, Goal, Recipe, choose_cells, synthesise
+from kvmmu.rtl.synth import (
+    NETLIST,
+    VERILOG,
+    Goal,
+    Recipe,
+    avoid_cells,
+    choose_cells,
+    synthesise,
+)
 from kvmmu.rtl.yosys import yosys_version
 
 __all__ = ["STAGES", "Build", "build", "toy_liberties"]
@@ -62,6 +69,8 @@ class Build:
             raise ValueError(f"goal must be 'area' or 'delay', got {self.goal!r}")
         if self.sram_liberties and self.liberty is None:
             raise ValueError("sram_liberties must go with a liberty, got them alone")
+        if not self.maps_gates and (self.liberty is not None or self.dont_use):
+            raise ValueError("a liberty and dont_use must go with synthesis, got them without")
         for path in (*self.sram_liberties, *([] if self.liberty is None else [self.liberty])):
             if not path.is_file():
                 raise ValueError(f"a liberty must be a file that exists, got {str(path)!r}")
@@ -102,11 +111,8 @@ class _Builder:
     def run(self) -> dict[str, Any]:
         self.say("emit")
         if self.request.maps_gates:  # a wrong file is said before anything runs
-            self.library = read_library(self.liberty)
+            self.library = avoid_cells(read_library(self.liberty), self.request.dont_use)
             self.choice = choose_cells(self.library)
-            for name in self.request.dont_use:
-                if not any(fnmatchcase(cell, name) for cell in self.library.cells):
-                    raise ValueError(f"dont_use must name cells of the liberty, got {name!r}")
             self.srams = [read_library(path) for path in self.sram_liberties]
             self.macros = [macro for library in self.srams for macro in macros_in(library)]
         self.emitted = emit(self.request.config, self.folder)

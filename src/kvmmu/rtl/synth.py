@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
     "CellChoice",
     "Goal",
     "Recipe",
+    "avoid_cells",
     "choose_cells",
     "synthesise",
 ]
@@ -79,18 +81,36 @@ class CellChoice:
     clock_gate: tuple[str, ClockGate] | None = None
 
 
-def choose_cells(library: Library) -> CellChoice:
-    """Find the tie cells and the smallest buffer, or inverter if there is no buffer.
+def avoid_cells(library: Library, names: Sequence[str]) -> Library:
+    """Return the library with the named cells unusable; names may hold the wildcards * and ?.
 
-    Raises SpecError if the library has no flip-flop, or neither buffer nor inverter.
+    Raises ValueError for a name that fits no cell.
+    """
+    cells = dict(library.cells)
+    for name in names:
+        found = [cell for cell in cells if fnmatchcase(cell, name)]
+        if not found:
+            raise ValueError(f"dont_use must name cells of the liberty, got {name!r}")
+        cells |= {cell: replace(cells[cell], unusable="it is to be avoided") for cell in found}
+    return replace(library, cells=cells)
+
+
+def choose_cells(library: Library) -> CellChoice:
+    """Find the tie cells, the smallest buffer and the smallest clock gate.
+
+    Raises SpecError unless the library has a flip-flop, a buffer and an inverter; ABC needs both.
     """
     usable = [cell for cell in library.cells.values() if not cell.unusable]
-    if not any(cell.kind == "flip_flop" for cell in usable):
-        raise SpecError(f"liberty must hold a flip-flop, got {library.name!r} without one")
-    found = buffers_of(library) or _inverters(usable)
-    if not found:
-        raise SpecError(f"liberty must hold a buffer or an inverter, got {library.name!r}")
-    driver = min(found, key=lambda cell: (cell.area_um2, cell.name))
+    buffers = buffers_of(library)
+    needed = {
+        "a flip-flop": any(cell.kind == "flip_flop" for cell in usable),
+        "a buffer": bool(buffers),
+        "an inverter": any(_is_inverter(cell) for cell in usable),
+    }
+    for name, is_there in needed.items():
+        if not is_there:
+            raise SpecError(f"liberty must hold {name}, got {library.name!r} without one to use")
+    driver = buffers[0]
     load_pf = _LOAD_FANOUT * driver.pins[driver.inputs[0]].capacitance_pf
     gates = [cell for cell in usable if cell.clock_gate is not None]
     gate = min(gates, key=lambda cell: (cell.area_um2, cell.name), default=None)
@@ -98,14 +118,11 @@ def choose_cells(library: Library) -> CellChoice:
     return CellChoice(_tie(usable, True), _tie(usable, False), driver.name, load_pf, pins)
 
 
-def _inverters(cells: list[Cell]) -> list[Cell]:
-    found = []
-    for cell in cells:
-        if cell.kind == "combinational" and len(cell.inputs) == len(cell.outputs) == 1:
-            function = cell.pins[cell.outputs[0]].function
-            if function is not None and list(function.table(cell.inputs)) == [True, False]:
-                found.append(cell)
-    return found
+def _is_inverter(cell: Cell) -> bool:
+    if cell.kind != "combinational" or not len(cell.inputs) == len(cell.outputs) == 1:
+        return False
+    function = cell.pins[cell.outputs[0]].function
+    return function is not None and list(function.table(cell.inputs)) == [True, False]
 
 
 def _tie(cells: list[Cell], is_high: bool) -> tuple[str, str] | None:  # noqa: FBT001
