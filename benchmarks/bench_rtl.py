@@ -3,8 +3,10 @@
 Regime: synthesised gates, simulated cycle by cycle on a recorded trace (simulated, no silicon). The
 baseline is the accelerator that the block goes into: `kvmmu simulate` prices the block from these
 figures. Every write of the netlist is compared with the integer model and with what the library
-recorded while the energy is counted. Of a block that swaps tables, or whose tables a layer are not
-the trace's, area and delay alone are measured.
+recorded while the energy is counted. A block with its tables in DRAM swaps them while it follows a
+trace, and the beats of their images get a cost of their own; the DRAM itself is not priced here. A
+block follows each trace that fits it: name traces with different numbers of slots, or steps and
+rows cannot be told apart, and traces of one victim a KV head for blocks with several heads.
 
     python benchmarks/bench_rtl.py TRACE --liberty CELLS.lib.xz --sram-liberty M1.lib.xz ... \
         --slots 256,1024 --ways 16 --store sram --output DIR
@@ -33,16 +35,19 @@ from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.gates.timing import Timing, analyse_timing
-from kvmmu.rtl.measure import Replay, measure, settings_for
+from kvmmu.rtl.measure import items_for, measure, settings_for
+from kvmmu.rtl.replay import Replay
 from kvmmu.rtl.synth import NETLIST
-from kvmmu.rtl.verify.traces import read_decodes, trace_items
+from kvmmu.rtl.verify.traces import read_decodes
 from kvmmu.trace import Trace
 
 LOADS = ((1, 1.0), (4, 1.0), (1, 0.2), (2, 0.5))
 """Replays of each trace: query heads a row, and the share of cycles in which a beat is there."""
-IDLE_CYCLES = 20_000
-MOST_CYCLES = 120_000
-"""About where a replay is cut; the longest, the trace as it is, is not."""
+IDLE_CYCLES = 9_000
+MOST_CYCLES, LONGEST_CYCLES = 120_000, 1_500_000
+"""About where a replay is cut, and where the longest is: the trace as it is."""
+ON_CHIP_TABLES = 2
+"""Tables of a replay without swaps, where the others lie in DRAM."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Load:
     beats: int = 1
     mass_probability: float = 1.0
     most_steps: int | None = None
+    most_tables: int | None = None
     idle_cycles: int = 0
 
 
@@ -87,6 +93,7 @@ def one(
     leakage_nw = sum(netlist.cell_of(node).leakage_nw for node in range(netlist.num_nodes))
     return {
         "name": name,
+        "commit": args.commit,
         "config": asdict(config),
         "period_ns": period_ns,
         "gates_clock": args.gate_clock,
@@ -110,8 +117,14 @@ def replay(
     timing: Timing,
     period_ns: float,
 ) -> tuple[Replay, Energy]:
-    """Replay a trace on a block that may have more layers and slots than the trace."""
-    items = trace_items(trace, ways=config.ways, beats=load.beats, most_steps=load.most_steps)
+    """Replay a trace on a block that may have more layers, heads and slots than the trace."""
+    items = items_for(
+        trace,
+        config,
+        beats=load.beats,
+        most_steps=load.most_steps,
+        most_tables=load.most_tables,
+    )
     return measure(
         netlist,
         cells,
@@ -129,24 +142,34 @@ SKIPPED = ("cells_by_type", "lint", "left_out", "units")
 
 
 def follows(config: BlockConfig, trace: Trace) -> bool:
-    """Say whether a block can follow a trace."""
-    header = trace.header
-    fits = config.slots >= max(header.geometry.slots)
-    return fits and config.store == "sram" and config.heads == header.num_tables
+    """Say whether a block can follow a trace, and is of its granularity."""
+    heads = trace.header.num_tables
+    fits = config.slots >= max(trace.header.geometry.slots)
+    return fits and (config.heads == 1) == (heads == 1) and config.heads % heads == 0
 
 
 def loads(trace: Trace, config: BlockConfig, args: argparse.Namespace) -> Iterator[Load]:
-    """Yield every replay of a trace, then one that hardly does anything."""
+    """Yield every replay of a trace, one without swaps, and one that hardly does anything."""
     name = trace.path.name
     geometry = trace.header.geometry
-    tables = geometry.batch * geometry.num_layers * trace.header.num_tables
+    tables = geometry.batch * geometry.num_layers * config.heads
+    rows = -(-geometry.slots[0] // config.ways)
     for beats, share in LOADS:
-        cycles_a_step = tables * geometry.slots[0] / config.ways * beats / share
-        most = None if beats == share == 1 else max(1, int(MOST_CYCLES / cycles_a_step))
-        if args.most_steps is not None:
-            most = min(args.most_steps, most or args.most_steps)
-        yield Load(name, beats, share, most)
+        cycles = rows * beats / share
+        if config.store == "dram":  # an image goes out in two cycles a row, and comes in in one
+            cycles = max(cycles, 3 * rows)
+        limit = LONGEST_CYCLES if beats == share == 1 else MOST_CYCLES
+        yield Load(name, beats, share, cut(int(limit / (tables * cycles)), args))
+    if config.store == "dram":
+        yield Load(name, most_steps=cut(None, args), most_tables=ON_CHIP_TABLES)
     yield Load(name, most_steps=2, idle_cycles=IDLE_CYCLES)
+
+
+def cut(steps: int | None, args: argparse.Namespace) -> int | None:
+    """Return the steps of a replay: at least one, and not more than were asked for."""
+    if steps is None or args.most_steps is None:
+        return args.most_steps if steps is None else max(1, steps)
+    return max(1, min(steps, args.most_steps))
 
 
 def tell(words: str) -> None:
@@ -173,14 +196,13 @@ def main() -> None:
     parser.add_argument("--clock-mhz", type=float, default=100.0)
     parser.add_argument("--slots", type=numbers, default=[1024])
     parser.add_argument("--ways", type=numbers, default=[16])
-    parser.add_argument("--store", type=words, default=["sram"], help="dram: area and time alone")
-    parser.add_argument(
-        "--heads", type=numbers, default=[1], help="other than the trace's: likewise"
-    )
+    parser.add_argument("--store", type=words, default=["sram"])
+    parser.add_argument("--heads", type=numbers, default=[1])
     parser.add_argument("--gate-clock", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--lanes", type=int, default=16)
     parser.add_argument("--most-steps", type=int, default=None)
+    parser.add_argument("--commit", default=None, help="of this repository, kept with the figures")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     traces = [read_decodes(path) for path in args.trace]
@@ -200,12 +222,14 @@ def main() -> None:
         made = one(config, traces, args, libraries)
         results.append(made)
         (args.output / f"{made['name']}.json").write_text(json.dumps(made, indent=1))
-    print(f"{'block':28} {'beat':>8} {'row':>8} {'step':>8} {'cycle':>8}  pJ; residual")
+    print(
+        f"{'block':28} {'beat':>8} {'row':>8} {'step':>8} {'cycle':>8} {'image':>8}  pJ; residual"
+    )
     for made in (made for made in results if made["costs"] is not None):
         c = made["costs"]
         print(
             f"{made['name']:28} {c['beat_pj']:8.2f} {c['row_pj']:8.2f} {c['step_pj']:8.2f} "
-            f"{c['cycle_pj']:8.2f}      {c['largest_residual']:.1%}"
+            f"{c['cycle_pj']:8.2f} {c['image_beat_pj']:8.2f}      {c['largest_residual']:.1%}"
         )
     print(json.dumps({made["name"]: made["costs"] for made in results}))
 

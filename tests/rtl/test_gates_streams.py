@@ -8,7 +8,7 @@ from toy_gates import Sketch, bus
 
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.simulate import GateSimulation
-from kvmmu.rtl.gates.streams import Sink, Source, simulate_streams, stream_payload
+from kvmmu.rtl.gates.streams import Sink, Source, Store, StreamRun, simulate_streams, stream_payload
 
 WIDTH = 70
 
@@ -116,6 +116,63 @@ def test_seed_repeats_a_run() -> None:
 
     assert cycles(1) == cycles(1)
     assert len({cycles(seed) for seed in range(6)}) > 1
+
+
+# A memory outside -------------------------------------------------------------------------------
+
+
+def _three_buffers() -> Netlist:
+    """a goes to b, c to d and e to f, each through one place that is never full for long."""
+    pairs = ("ab", "cd", "ef")
+    given = {"clk": "clk"}
+    taken = {}
+    for i, o in pairs:
+        given |= {f"{i}__payload": bus(i, 4), f"{i}__valid": f"{i}v", f"{o}__ready": f"{o}r"}
+        taken |= {f"{o}__payload": bus(o, 4), f"{o}__valid": f"{o}v", f"{i}__ready": f"{o}r"}
+    sketch = Sketch(given, taken)
+    for i, o in pairs:
+        sketch.cell(f"{o}f", "DFF", CLK="clk", D=f"{i}v", Q=f"{o}v")
+        for b in range(4):
+            sketch.cell(f"{o}{b}", "DFF", CLK="clk", D=f"{i}{b}", Q=f"{o}{b}")
+    return sketch.netlist()
+
+
+def _echo(*, most_beats: int = 4) -> tuple[list[tuple[list[int], list[int]]], StreamRun]:
+    """Keep 1 to 4 as they come out of b; 7 and 9 out of d fetch them back to e, two at a time."""
+    heard: list[tuple[list[int], list[int]]] = []
+
+    def answer(request: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        heard.append((request.tolist(), kept[:, 0].tolist()))
+        return kept
+
+    run = simulate_streams(
+        GateSimulation(_three_buffers()),
+        {
+            "a": Source(np.arange(1, 5, dtype=np.uint64)[:, None], after="f", gates=GATES),
+            "c": Source(np.array([[7], [9]], np.uint64), after="b", gates=np.array([2, 4])),
+        },
+        {"f": Sink(4)},
+        max_cycles=200,
+        store=Store("b", "d", "e", answer, most_beats),
+    )
+    return heard, run
+
+
+GATES = np.array([0, 0, 2, 2])  # the third beat goes in once two came back
+
+
+def test_a_memory_outside_gives_back_what_it_kept() -> None:
+    heard, run = _echo()
+    assert heard == [([7], [1, 2]), ([9], [3, 4])]
+    assert run.done
+    assert run.captured["f"][:, 0].tolist() == [1, 2, 3, 4]
+    assert run.captured["b"][:, 0].tolist() == [1, 2, 3, 4]
+    assert run.taken == {"a": 4, "c": 2, "e": 4}
+
+
+def test_a_memory_outside_that_overflows_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="'b' must move 3 beats"):
+        _echo(most_beats=3)
 
 
 def test_wrong_streams_are_refused() -> None:

@@ -14,12 +14,12 @@ from kvmmu.errors import IntegrityError
 
 if TYPE_CHECKING:
     from kvmmu.rtl.gates.energy import Energy
-    from kvmmu.rtl.measure import Replay
+    from kvmmu.rtl.replay import Replay
 
 __all__ = ["energy"]
 
 BuildFolder = Annotated[
-    Path, typer.Option("--build", help="The folder that `kvmmu rtl build` wrote (store sram).")
+    Path, typer.Option("--build", help="The folder that `kvmmu rtl build` wrote.")
 ]
 Share = Annotated[
     float, typer.Option("--mass-share", help="Share of cycles in which a beat of masses is there.")
@@ -50,7 +50,8 @@ def energy(
     """Replay a trace on a build's netlist, compare every write, and price its toggles.
 
     Simulated gates, no silicon: no wires, no clock tree, no glitches. Name the libraries that the
-    build was made with.
+    build was made with. Tables in DRAM go out and come back as the block asks; the DRAM's own
+    energy is not counted. A block with more KV heads than the trace repeats the trace's heads.
     """
     if not trace.is_file():
         raise ValueError(f"TRACE must be a file that exists, got {str(trace)!r}")
@@ -85,6 +86,7 @@ def _print(done: Replay, made: Energy) -> None:
     rows: list[tuple[str, Any]] = [
         ("cycles", f"{done.cycles:,}"),
         ("steps, rows, beats", f"{done.steps:,}, {done.rows:,}, {done.beats:,}"),
+        ("beats of table images", f"{done.image_beats:,}"),
         ("writes that differ", f"{done.mismatches + done.recorded_mismatches:,}"),
         ("energy", f"{total / 1e6:.3f} uJ, {made.pj_per_cycle:.1f} pJ a cycle"),
     ]

@@ -23,10 +23,12 @@ _Records = Any  # structured arrays; numpy's stubs do not know their fields
 STREAM = np.dtype(
     [(name, "i8") for name in ("is_sink", "valid", "ready", "payload", "bits", "beat")]
     + [(name, "i8") for name in ("beat_words", "count", "after", "gate", "offered", "last")]
+    + [("is_open", "i8")]
     + [("probability", "f8")]
 )
 """payload: place in the payload nets; beat: place in the beats; last: beat whose bits are on the
-payload, counted from 1; after: stream that gates this one, -1 for none."""
+payload, counted from 1; after: stream that gates this one, -1 for none; is_open: count is a sink's
+room, and the run does not wait for it to fill."""
 
 
 @kernel
@@ -165,8 +167,12 @@ def run_streams(
     max_cycles: int,
     stall_cycles: int,
     drain_cycles: int,
+    asks: int,
 ) -> int:
-    """Run until all beats moved, a stall or max_cycles; return cycles, negative on a surplus."""
+    """Run until all beats moved, a stall or max_cycles; return cycles, negative on a surplus.
+
+    asks: a stream after each of whose beats the run ends, -1 for none.
+    """
     idle = 0
     drained = -1
     for cycle in range(max_cycles):
@@ -182,17 +188,21 @@ def run_streams(
             nets, nodes, fan, kinds, rows, pair_ptr, pairs, out_net, dirty, dirty_words, check,
             tally, num_gates, now,
         )  # fmt: skip
+        asked = counters[asks, 0] if asks >= 0 else 0
         moved = _handshakes(nets, streams, payload, beats, counters)
         end_cycle(nets, memories, pins, store, out_next, hold)
         now += 1
         idle = 0 if moved else idle + 1
         left = 0
         for i in range(len(streams)):
-            left += streams[i].count - counters[i, 0]
+            if not streams[i].is_open:
+                left += streams[i].count - counters[i, 0]
         if moved < 0:
             return -(cycle + 1)
         if left == 0:
             drained += 1
+        if asks >= 0 and counters[asks, 0] > asked:
+            return cycle + 1
         if drained == drain_cycles or idle >= stall_cycles:
             return cycle + 1
     return max_cycles
