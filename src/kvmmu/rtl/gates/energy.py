@@ -19,19 +19,19 @@ what selects and merges rows of macros.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmmu.rtl.gates.arcs import arcs_in, causes
 from kvmmu.rtl.gates.events import FALL, RISE, SHARE, CellEvents
 from kvmmu.rtl.gates.liberty import Library, PowerArc
 from kvmmu.rtl.gates.loads import memory_pins
 from kvmmu.rtl.gates.netlist import ClockGate, Netlist, signal_inputs
 from kvmmu.rtl.gates.simulate import Activity
 from kvmmu.rtl.gates.timing import Timing
-from kvmmu.rtl.gates.timing_pass import input_edges
 
 __all__ = ["LEFT_OUT", "Energy", "EnergyParts", "count_energy"]
 
@@ -200,7 +200,7 @@ class _Counter:
         source = arc.related or arc.pin
         if source in names:
             nets = self._input_nets(nodes, names.index(source))
-            slew = self.timing.slew_ns[list(_causes(events, arc, edge))][:, nets].mean(axis=0)
+            slew = self.timing.slew_ns[list(causes(events, arc, edge))][:, nets].mean(axis=0)
         else:  # the clock
             slew = np.full(len(nodes), self.timing.clock_slew_ns)
         return (arc.rise_pj if edge == RISE else arc.fall_pj).at(slew=slew, load=load)
@@ -242,7 +242,7 @@ class _Counter:
         clock_is = {pins.clock: np.array([not is_late])}
         rises = int(self.activity.rises[gate.enable])
         falls = int(self.activity.falls[gate.enable])
-        for arc in _arcs_in(gate.cell.power, clock_is):
+        for arc in arcs_in(gate.cell.power, clock_is):
             slew_ns = enable_ns if arc.pin == pins.enable else clock_ns
             point = {"slew": slew_ns, "load": gate.load_pf if arc.pin == pins.output else 0.0}
             rise_pj, fall_pj = float(arc.rise_pj.at(**point)), float(arc.fall_pj.at(**point))
@@ -285,26 +285,3 @@ class _Counter:
                         )
                     energy = int(count) * pin.copies * energies[pin.role, up]
                     self.add("sram_pins_pj", energy, unit)
-
-
-def _arcs_in(arcs: Sequence[PowerArc], columns: Mapping[str, NDArray[np.bool_]]) -> list[PowerArc]:
-    """Choose one arc a pin and related pin: that whose `when` holds, else the one without."""
-    chosen: dict[tuple[str, str], PowerArc] = {}
-    for arc in arcs:
-        if arc.when is None:
-            chosen.setdefault((arc.pin, arc.related), arc)
-        elif arc.when.over(columns, 1)[0]:
-            chosen[arc.pin, arc.related] = arc
-    return list(chosen.values())
-
-
-def _causes(events: CellEvents, arc: PowerArc, edge: int) -> tuple[int, ...]:
-    """Return the edges of the related input whose slew an event has."""
-    if not arc.related:
-        return (edge,)
-    senses = {
-        timing.sense
-        for timing in events.cell.timing
-        if timing.pin == arc.pin and timing.related == arc.related
-    }
-    return input_edges(senses.pop(), edge) if len(senses) == 1 else (RISE, FALL)
