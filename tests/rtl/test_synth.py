@@ -22,7 +22,7 @@ from kvmmu.rtl.figures import gate_figures, macros_in, sram_figures, time_figure
 from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.liberty_syntax import read_text
 from kvmmu.rtl.gates.netlist_read import read_netlist
-from kvmmu.rtl.report import REPORT, TABLE, TOY_NOTE
+from kvmmu.rtl.report import REPORT, TABLE, TOY_NOTE, clock_figures
 from kvmmu.rtl.sram_verilog import SramShape
 from kvmmu.rtl.stages import Stages
 from kvmmu.rtl.synth import NETLIST, Recipe, avoid_cells, choose_cells
@@ -97,6 +97,29 @@ def test_critical_path_gives_the_fastest_clock(built):
     assert timing["ends_by_unit"][0]["period_ns"] == timing["critical_path_ns"]
 
 
+@pytest.mark.parametrize(
+    ("clock_mhz", "goal", "slack_ns", "says"),
+    [
+        (200.0, "area", 1.0, "meets 200 MHz: 1.00 of 5.00 ns left for wires"),
+        (250.0, "area", 0.0, "meets 250 MHz: 0.00 of 4.00 ns left for wires"),
+        (400.0, "area", -1.5, "misses 400 MHz by 1.50 ns: lower it to 250 or add --goal delay"),
+        (400.0, "delay", -1.5, "misses 400 MHz by 1.50 ns: lower it to 250 or take faster cells"),
+    ],
+)
+def test_report_says_whether_the_clock_is_met(clock_mhz, goal, slack_ns, says):
+    made = clock_figures(clock_mhz=clock_mhz, critical_path_ns=4.0, goal=goal)
+    assert made == {
+        "slack_ns": slack_ns, "meets_clock": slack_ns >= 0, "clock_verdict": says,
+    }  # fmt: skip
+
+
+def test_report_compares_the_longest_path_with_the_clock_asked_for(built):
+    folder, report = built
+    assert report["meets_clock"]
+    assert report["slack_ns"] == 5.0 - report["timing"]["critical_path_ns"]
+    assert f"| clock | {report['clock_verdict']} |" in (folder / TABLE).read_text(encoding="utf-8")
+
+
 def test_timing_without_sram_macros_cuts_the_banks_out(built, toy):
     netlist = read_netlist(built[0] / "synth" / NETLIST, toy)
     made = time_figures(netlist, toy, [])
@@ -127,7 +150,13 @@ def test_command_line_goes_on_with_a_build_and_prints_its_figures(built):
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
-    for part in ("logic area", "SRAM area", "critical path", "toy library: invented numbers"):
+    for part in (
+        "logic area",
+        "SRAM area",
+        "critical path",
+        "clock meets 200 MHz",
+        "toy library: invented numbers",
+    ):
         assert part in text
     assert f"cells {report['cells']:,}" in text
     assert "left out: wires" in text

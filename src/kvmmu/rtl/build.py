@@ -19,7 +19,7 @@ from kvmmu.rtl.gates.liberty_read import read_library
 from kvmmu.rtl.gates.netlist import Netlist
 from kvmmu.rtl.gates.netlist_read import read_netlist
 from kvmmu.rtl.lint import lint, tool_versions
-from kvmmu.rtl.report import REPORT, TABLE, report_text
+from kvmmu.rtl.report import REPORT, TABLE, clock_figures, report_text
 from kvmmu.rtl.stages import Stages, digest_of
 from kvmmu.rtl.synth import (
     NETLIST,
@@ -159,6 +159,7 @@ class _Builder:
             raise IntegrityError(
                 f"area must be Yosys's {counted['logic_area_um2']}, got {made['logic_area_um2']}"
             )
+        timing = self._time(netlist)
         return {
             "is_toy": request.is_toy,
             "library": _named(library),
@@ -167,7 +168,12 @@ class _Builder:
             "goal": request.goal,
             **made,
             **sram_figures(self.emitted.srams, self.macros),
-            "timing": self._time(netlist),
+            "timing": timing,
+            **clock_figures(
+                clock_mhz=request.clock_mhz,
+                critical_path_ns=timing["critical_path_ns"],
+                goal=request.goal,
+            ),
             "left_out": [*_LEFT_OUT, _LEFT_OUT_ROWS if self.macros else _LEFT_OUT_SRAM],
             "buffers_added": counted["buffers_added"],
             "synthesis_seconds": counted["seconds"],

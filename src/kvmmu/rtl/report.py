@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["REPORT", "TABLE", "TOY_NOTE", "report_rows", "report_text"]
+__all__ = ["REPORT", "TABLE", "TOY_NOTE", "clock_figures", "report_rows", "report_text"]
 
 REPORT, TABLE = "report.json", "report.md"
 TOY_NOTE = "toy library: invented numbers, no process; name a liberty for real figures"
@@ -44,9 +44,25 @@ def _gate_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("logic area", f"{report['logic_area_um2']:,.0f} um2"),
         ("SRAM area", "no macro library named" if sram is None else f"{sram:,.0f} um2"),
         ("critical path", f"{timing['critical_path_ns']:.2f} ns, {timing['fmax_mhz']:.0f} MHz"),
-        ("aimed at", f"{report['clock_mhz']:g} MHz, mapped for {report['goal']}"),
+        ("clock", report["clock_verdict"]),
+        ("mapped for", report["goal"]),
     ]
     return rows
+
+
+def clock_figures(*, clock_mhz: float, critical_path_ns: float, goal: str) -> dict[str, Any]:
+    """Compare the longest path with the clock's period: slack, whether it is met, what to do."""
+    period_ns = 1e3 / clock_mhz
+    slack_ns = period_ns - critical_path_ns
+    if slack_ns >= 0:
+        verdict = f"meets {clock_mhz:g} MHz: {slack_ns:.2f} of {period_ns:.2f} ns left for wires"
+    else:
+        instead = "add --goal delay" if goal == "area" else "take faster cells"
+        verdict = (
+            f"misses {clock_mhz:g} MHz by {-slack_ns:.2f} ns: lower it to "
+            f"{int(1e3 / critical_path_ns)} or {instead}"
+        )
+    return {"slack_ns": slack_ns, "meets_clock": slack_ns >= 0, "clock_verdict": verdict}
 
 
 def _library(report: Mapping[str, Any]) -> str:
