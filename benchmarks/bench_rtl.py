@@ -222,15 +222,12 @@ def main() -> None:
         made = one(config, traces, args, libraries)
         results.append(made)
         (args.output / f"{made['name']}.json").write_text(json.dumps(made, indent=1))
-    print(
-        f"{'block':28} {'beat':>8} {'row':>8} {'step':>8} {'cycle':>8} {'image':>8}  pJ; residual"
-    )
+    names = ("beat", "row", "step", "cycle", "image_beat", "sram_row", "sram_step")
+    print(f"{'block':28} " + " ".join(f"{name:>10}" for name in names) + "  pJ; residual")
     for made in (made for made in results if made["costs"] is not None):
-        c = made["costs"]
-        print(
-            f"{made['name']:28} {c['beat_pj']:8.2f} {c['row_pj']:8.2f} {c['step_pj']:8.2f} "
-            f"{c['cycle_pj']:8.2f} {c['image_beat_pj']:8.2f}      {c['largest_residual']:.1%}"
-        )
+        costs = made["costs"]
+        values = " ".join(f"{costs[f'{name}_pj']:10.2f}" for name in names)
+        print(f"{made['name']:28} {values}  {costs['largest_residual']:.1%}")
     print(json.dumps({made["name"]: made["costs"] for made in results}))
 
 

@@ -175,7 +175,10 @@ def run(
     counts |= {"beats": beats, "rows": rows, "steps": steps, "image_beats": image_beats}
     done = Replay(cycles=cycles, first_mismatch=None, **counts)
     third = energy_pj / 3
-    parts = EnergyParts(third, third, third, leakage_pj=1e6, sram_read_pj=1e6)
+    sram = (300.0 * rows + 40.0 * steps + 50.0 * image_beats) / 4
+    names = ("sram_read_pj", "sram_write_pj", "sram_idle_pj", "sram_pins_pj")
+    other = {"leakage_pj": 1e6, "sram_leakage_pj": 1e6}
+    parts = EnergyParts(third, third, third, **other, **dict.fromkeys(names, sram))
     return done, Energy(parts, cycles, 10.0, {}, 0.0, "toy", 1.0)
 
 
@@ -191,14 +194,23 @@ def test_costs_are_found_again() -> None:
     assert found.row_pj == pytest.approx(90.0)
     assert found.step_pj == pytest.approx(70.0)
     assert found.cycle_pj == pytest.approx(9.0)
-    assert found.image_beat_pj == 0.0
-    assert found.largest_residual < 1e-9
+    assert (found.image_beat_pj, found.sram_image_beat_pj) == (0.0, 0.0)
+    assert (found.sram_row_pj, found.sram_step_pj) == pytest.approx((300.0, 40.0))
+    assert max(found.largest_residual, found.sram_largest_residual) < 1e-9
 
 
 def test_a_beat_of_an_image_has_a_cost_of_its_own() -> None:
     found = fit_costs(runs_of((20.0, 90.0, 70.0, 9.0, 13.0)))
     assert found.image_beat_pj == pytest.approx(13.0)
     assert found.row_pj == pytest.approx(90.0)
+    assert found.sram_image_beat_pj == pytest.approx(50.0)
+
+
+def test_blocks_without_macros_spend_nothing_in_sram() -> None:
+    runs = runs_of((20.0, 90.0, 70.0, 9.0))
+    none = EnergyParts(internal_pj=100.0)
+    found = fit_costs([(done, replace(energy, parts=none)) for done, energy in runs])
+    assert found.sram_row_pj == found.sram_step_pj == found.sram_largest_residual == 0.0
 
 
 def test_no_cost_is_below_zero() -> None:
