@@ -1,15 +1,23 @@
-"""Choose a kernel by name and device, once, when a cache is bound."""
+"""Choose a kernel by name and device, once, when a cache or a pool of lanes is bound."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from typing import cast
+
+import torch
 
 from kvmmu.kernels.contract import Kernel
+from kvmmu.kernels.step import FusedKernel
 from kvmmu.registry import unknown_name
 
-__all__ = ["available", "resolve"]
+__all__ = ["available", "resolve", "resolve_fused"]
 
 _KERNELS = ("cpu", "reference")
+
+_FUSED = {"native": "native", "reference": "fused_reference", "triton": "triton"}
+"""Names of the fused kernels and the files that hold them."""
 
 
 def available() -> list[str]:
@@ -28,3 +36,29 @@ def resolve(name: str | None = None) -> Kernel:
         raise ValueError(unknown_name("kernel", name, available()))
     module = importlib.import_module(f"kvmmu.kernels.{name}")
     return Kernel(name, module.attend, module.write_slots, module.select_victims)
+
+
+def resolve_fused(name: str | None, device: torch.device | str) -> FusedKernel:
+    """Return the fused kernel called `name` for slots on `device`; None means the fastest there.
+
+    "native" runs on a CPU, "triton" on a CUDA device (anywhere with TRITON_INTERPRET=1),
+    "reference" everywhere, slowly. Raises ValueError for an unknown name or a wrong device.
+    """
+    kind = torch.device(device).type
+    if name is None:
+        name = {"cpu": "native", "cuda": "triton"}.get(kind)
+    if name is None:
+        raise ValueError(
+            f"device of a fused kernel must be cpu or cuda, got {kind!r}; "
+            "name 'reference', which is slow, or use the kernels of kvmmu.slots"
+        )
+    if name not in _FUSED:
+        raise ValueError(unknown_name("fused kernel", name, sorted(_FUSED)))
+    if name == "native" and kind != "cpu":
+        raise ValueError(f"device of the fused kernel 'native' must be cpu, got {kind!r}")
+    if name == "triton" and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"device of the fused kernel 'triton' must be cuda, got {kind!r}; "
+            "elsewhere it runs with TRITON_INTERPRET=1 only"
+        )
+    return cast(FusedKernel, importlib.import_module(f"kvmmu.kernels.{_FUSED[name]}"))
