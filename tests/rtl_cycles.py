@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from amaranth.hdl import Value
 from amaranth.sim import Simulator
+from rtl_ports import advance, offer
 
 from kvmmu.rtl.config import BlockConfig
 from kvmmu.rtl.core.kv_mmu import KvMmu
 from kvmmu.rtl.ports import BlockError, Op
 from kvmmu.rtl.transactions import BlockSettings, Command, LayerSettings
-from kvmmu.rtl.verify.packing import command_bits, layer_fields, mass_beats, settings_bits
+from kvmmu.rtl.verify.driver import write_settings
+from kvmmu.rtl.verify.packing import command_bits, mass_beats
 
 __all__ = ["Cycles", "step_tables"]
 
@@ -90,40 +92,29 @@ def _run(config, settings, commands, masses, latency):
     dram = _Dram(dut, latency) if config.store == "dram" else None
 
     async def bench(ctx):
-        ctx.set(Value.cast(dut.settings), settings_bits(config, settings))
-        for fields in layer_fields(config, settings):
-            for name, value in fields.items():
-                ctx.set(getattr(dut.layer_settings, name), value)
-            await ctx.tick()
-        ctx.set(dut.layer_settings.enable, 0)
+        await write_settings(ctx, dut, config, settings)
         ctx.set(dut.write.ready, 1)
         ctx.set(dut.rsp.ready, 1)
         if dram:
             await dram.begin(ctx)
-        sources = {dut.cmd: list(commands), dut.mass: [bits for *_, bits in masses]}
-        taken = dict.fromkeys(sources, 0)
-        cycle = 0
-        while taken[dut.mass] < len(masses) or ctx.get(dut.busy):
-            for stream, beats in sources.items():
-                ctx.set(stream.valid, int(taken[stream] < len(beats)))
-                if taken[stream] < len(beats):
-                    ctx.set(Value.cast(stream.payload), beats[taken[stream]])
-            if dram:
-                dram.offer(ctx, cycle)
+        sources = offer(dut, {"cmd": commands, "mass": [bits for *_, bits in masses]})
+        coming = iter(masses)
+
+        def look(moving):
             assert ctx.get(Value.cast(dut.error)) == BlockError.NONE.value
-            assert cycle < 100_000, "the block is stuck"
-            moved = [s for s in sources if ctx.get(s.valid) and ctx.get(s.ready)]
+            assert found.over < 100_000, "the block is stuck"
             if dram:
-                dram.look(ctx, cycle)
-            if dut.mass in moved:
-                step, table, _ = masses[taken[dut.mass]]
-                found.first.setdefault((step, table), cycle)
-                found.last[step, table] = cycle
-            for stream in moved:
-                taken[stream] += 1
-            await ctx.tick()
-            cycle += 1
-        found.over = cycle
+                dram.look(ctx, found.over)
+            if "mass" in moving:
+                step, table, _ = next(coming)
+                found.first.setdefault((step, table), found.over)
+                found.last[step, table] = found.over
+
+        while sources["mass"].beats or ctx.get(dut.busy):
+            if dram:
+                dram.offer(ctx, found.over)
+            await advance(ctx, sources, look)
+            found.over += 1
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-6)

@@ -9,114 +9,130 @@ import pytest
 
 pytest.importorskip("amaranth", reason="the RTL needs amaranth")
 
-from amaranth.hdl import ResetInserter, Signal
+from amaranth.hdl import Fragment, ResetInserter, Signal
 from amaranth.sim import Simulator
+from rtl_ports import advance, offer
 
 from kvmmu.rtl.config import BlockConfig
 from kvmmu.rtl.core.kv_mmu import KvMmu
-from kvmmu.rtl.model import BlockModel
+from kvmmu.rtl.model import BlockModel, num_rows
 from kvmmu.rtl.ports import BlockError, Op
 from kvmmu.rtl.transactions import BlockSettings, Command, LayerSettings
-from kvmmu.rtl.verify.packing import command_bits, layer_fields, mass_beats, settings_bits, write_of
+from kvmmu.rtl.verify.contents import Contents
+from kvmmu.rtl.verify.driver import write_settings
+from kvmmu.rtl.verify.packing import command_bits, mass_beats, response_of, write_of
+from kvmmu.rtl.verify.scoreboard import Scoreboard
+from kvmmu.rtl.verify.stimuli import Item
 
-CONFIG = BlockConfig(slots=8, ways=2, lanes=2, layers=1, position_bits=12)
-SETTINGS = BlockSettings((LayerSettings(7),), num_sinks=0, window=2, head_shift=3)
+CONFIG = BlockConfig(slots=8, ways=2, lanes=2, layers=2, position_bits=12)
+SETTINGS = BlockSettings((LayerSettings(1), LayerSettings(7)), num_sinks=0, window=1, head_shift=3)
+"""A table of one slot evicts at its second token, so it shows what an earlier step left."""
 
 
-def commands(steps: int) -> list[Command]:
-    """Admit both lanes and step their tables in turn."""
-    return [Command(Op.ADMIT)] * 2 + [Command(Op.STEP, n % 2) for n in range(steps)]
-
-
-def masses_of(steps: int, rng: np.random.Generator) -> list[Any]:
-    """Draw the beats of each step, large enough to rescale: up to eight a row."""
-    made = []
+def draw(steps: int, rng: np.random.Generator, *, most_beats: int = 8) -> list[Item]:
+    """Admit both lanes and step their tables in turn; a score of many beats asks for rescales."""
+    items = [Item(Command(Op.ADMIT))] * 2
     for n in range(steps):
-        rows = -(-min(n // 2 + 1, 7) // CONFIG.ways)
-        made.append(
-            tuple(rng.integers(0, 65536, (rng.integers(1, 9), CONFIG.ways)) for _ in range(rows))
-        )
-    return made
+        lane, layer = n % 2, n // 2 % 2
+        rows = num_rows(n // 4, SETTINGS.layers[layer].num_slots, ways=CONFIG.ways)
+        beats = rng.integers(1, most_beats + 1, rows)
+        masses = tuple(rng.integers(0, 65536, (count, CONFIG.ways)) for count in beats)
+        items.append(Item(Command(Op.STEP, lane, layer), masses))
+    return items
 
 
-async def set_up(context: Any, block: Any, config: BlockConfig, settings: BlockSettings) -> None:
-    """Give the block its settings and take whatever it says."""
-    context.set(block.settings.as_value(), settings_bits(config, settings))
-    for fields in layer_fields(config, settings):
-        for name, value in fields.items():
-            context.set(getattr(block.layer_settings, name), value)
-        await context.tick()
-    context.set(block.layer_settings.enable, 0)
-    context.set(block.rsp.ready, 1)
-    context.set(block.write.ready, 1)
-
-
-async def offer(context: Any, block: Any, name: str, beats: list[int]) -> None:
-    """Put beats on a stream, one after the other."""
-    stream = getattr(block, name)
-    for beat in beats:
-        context.set(stream.payload.as_value(), beat)
-        context.set(stream.valid, 1)
-        await context.tick().until(stream.ready)
-    context.set(stream.valid, 0)
-
-
-def run(cut: int, seed: int) -> tuple[list[Any], list[Any]]:
-    """Work for `cut` cycles, reset, work again; -> writes seen after the reset, writes wanted."""
-    block, reset = KvMmu(CONFIG), Signal()
-    simulator = Simulator(ResetInserter(reset)(block))
-    simulator.add_clock(1e-6)
-    rng = np.random.default_rng(seed)
-    steps = 30
-    first, second = masses_of(200, rng), masses_of(steps, rng)
-    wanted = BlockModel(CONFIG, SETTINGS).run(commands(steps), second)
-    assert wanted.error == BlockError.NONE
-    todo = {
-        "cmd": [[command_bits(CONFIG, c) for c in commands(n)] for n in (200, steps)],
-        "mass": [[b for m in made for b in mass_beats(CONFIG, m)] for made in (first, second)],
+def beats_of(items: list[Item]) -> dict[str, list[int]]:
+    """List what the streams carry."""
+    return {
+        "cmd": [command_bits(CONFIG, item.command) for item in items],
+        "mass": [beat for item in items for beat in mass_beats(CONFIG, item.masses)],
     }
-    seen: list[Any] = []
 
-    async def main(context: Any) -> None:
-        await set_up(context, block, CONFIG, SETTINGS)
-        waiting = {name: list(parts[0]) for name, parts in todo.items()}
-        for cycle in range(cut + 1500):
-            if cycle == cut:
-                for name in waiting:
-                    waiting[name] = list(todo[name][1])
-                    context.set(getattr(block, name).valid, 0)
-                context.set(reset, 1)
-                await context.tick()
-                context.set(reset, 0)
-                seen.clear()
-            await advance(context, waiting)
 
-    async def advance(context: Any, waiting: dict[str, list[int]]) -> None:
-        """Offer what waits, note what moves, tick."""
-        moving = []
-        for name, beats in waiting.items():
-            stream = getattr(block, name)
-            context.set(stream.valid, bool(beats))
-            if beats:
-                context.set(stream.payload.as_value(), beats[0])
-        for name, beats in waiting.items():
-            if beats and context.get(getattr(block, name).ready):
-                moving.append(beats)
-        if context.get(block.write.valid):
-            seen.append(write_of(CONFIG, context.get(block.write.payload.as_value())))
-        await context.tick()
-        for beats in moving:
-            beats.pop(0)
+def run(cut: int, seed: int, *, steps: int = 40) -> Scoreboard:
+    """Work for `cut` cycles, reset, work again and compare all that comes and is left in SRAM."""
+    block, reset = KvMmu(CONFIG), Signal()
+    fragment = Fragment.get(ResetInserter(reset)(block), None)
+    contents = Contents(CONFIG, fragment)
+    rng = np.random.default_rng(seed)
+    before = draw(200, rng, most_beats=(8, 1)[seed % 2])  # rows cut in two, or a full pipeline
+    after = draw(steps, rng)
+    board = Scoreboard(BlockModel(CONFIG, SETTINGS))
+    for item in after:
+        board.give(item)
+    done = []
 
+    async def main(ctx: Any) -> None:
+        await write_settings(ctx, block, CONFIG, SETTINGS)
+        ctx.set(block.rsp.ready, 1)
+        ctx.set(block.write.ready, 1)
+        sources = offer(block, beats_of(before))
+        for _ in range(cut):
+            await advance(ctx, sources)
+        ctx.set(reset, 1)
+        await ctx.tick()
+        ctx.set(reset, 0)
+        sources = offer(block, beats_of(after))
+
+        def look(_: list[str]) -> None:
+            if ctx.get(block.write.valid):
+                board.see_write(write_of(CONFIG, ctx.get(block.write.payload.as_value())))
+            if ctx.get(block.rsp.valid):
+                board.see_response(response_of(CONFIG, ctx.get(block.rsp.payload.as_value())))
+            done.append(ctx.get(block.done))
+
+        while any(source.beats for source in sources.values()) or ctx.get(block.busy):
+            await advance(ctx, sources, look)
+            assert len(done) < 3000, "the block is stuck"
+        assert sum(done) == steps
+        for at in board.model.held_tables():
+            board.check_table(at, contents.table(ctx, CONFIG.table_of(*at)))
+
+    simulator = Simulator(fragment)
+    simulator.add_clock(1e-6)
     simulator.add_testbench(main)
     simulator.run()
-    return seen, wanted.writes
+    return board
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_a_reset_at_any_time_gives_a_block_that_starts_anew(seed: int) -> None:
-    seen, wanted = run(cut=40 + 11 * seed, seed=seed)
-    assert seen == wanted
+    board = run(cut=40 + 11 * seed, seed=seed)
+    assert board.report.mismatches == []
+    assert board.is_settled
+    assert board.report.tables_checked == CONFIG.tables
+
+
+def test_a_reset_clears_an_error_whenever_it_comes() -> None:
+    """One slot that the newest two tokens keep: its first step leaves no victim."""
+    settings = BlockSettings((LayerSettings(1), LayerSettings(1)), window=2)
+    items = [Item(Command(Op.ADMIT)), Item(Command(Op.STEP), (np.full((1, 2), 9),))]
+    block, reset = KvMmu(CONFIG), Signal()
+    simulator = Simulator(ResetInserter(reset)(block))
+    simulator.add_clock(1e-6)
+    errors: list[tuple[Any, Any]] = []
+
+    async def main(ctx: Any) -> None:
+        await write_settings(ctx, block, CONFIG, settings)
+        ctx.set(block.rsp.ready, 1)
+        ctx.set(block.write.ready, 1)
+        for cut in range(1, 25):
+            sources = offer(block, beats_of(items))
+            for _ in range(cut):
+                await advance(ctx, sources)
+            before = ctx.get(block.error)
+            for source in sources.values():
+                ctx.set(source.stream.valid, 0)
+            ctx.set(reset, 1)
+            await ctx.tick()
+            ctx.set(reset, 0)
+            await ctx.tick().repeat(2)
+            errors.append((before, ctx.get(block.error)))
+
+    simulator.add_testbench(main)
+    simulator.run()
+    assert {before for before, _ in errors} == {BlockError.NONE, BlockError.NO_VICTIM}
+    assert {after for _, after in errors} == {BlockError.NONE}
 
 
 def test_an_answer_that_waits_stays_when_the_block_stops() -> None:
@@ -129,13 +145,17 @@ def test_an_answer_that_waits_stays_when_the_block_stops() -> None:
     levels: list[tuple[int, Any]] = []
 
     async def main(context: Any) -> None:
-        await set_up(context, block, config, settings)
+        await write_settings(context, block, config, settings)
+        context.set(block.rsp.ready, 1)
+        context.set(block.write.ready, 1)
         todo = [Command(Op.ADMIT), Command(Op.STEP), Command(Op.STEP), Command(Op.ADMIT)]
         beat = (1 << 32) | 5
         context.set(block.mass.payload.as_value(), beat)
         context.set(block.mass.valid, 1)
         for command in todo:
-            await offer(context, block, "cmd", [command_bits(config, command)])
+            sources = offer(block, {"cmd": [command_bits(config, command)]})
+            while sources["cmd"].beats:
+                await advance(context, sources)
             if command is todo[2]:
                 context.set(block.rsp.ready, 0)
         for _ in range(30):

@@ -30,7 +30,7 @@ from kvmmu.rtl.verify.scoreboard import CosimReport, Scoreboard
 from kvmmu.rtl.verify.stimuli import Item
 from kvmmu.rtl.verify.streams import Sink, Source
 
-__all__ = ["Pace", "cosimulate"]
+__all__ = ["Pace", "cosimulate", "write_settings"]
 
 _STUCK_CYCLES = 200
 """Cycles without a beat, besides two passes over a table, after which the block is called stuck."""
@@ -96,6 +96,18 @@ def cosimulate(
     return board.report
 
 
+async def write_settings(
+    ctx: SimulatorContext, dut: Any, config: BlockConfig, settings: BlockSettings
+) -> None:
+    """Apply the static settings and write every layer's, a cycle each."""
+    ctx.set(Value.cast(dut.settings), settings_bits(config, settings))
+    for fields in layer_fields(config, settings):
+        for name, value in fields.items():
+            ctx.set(getattr(dut.layer_settings, name), value)
+        await ctx.tick()
+    ctx.set(dut.layer_settings.enable, 0)
+
+
 class _Run:
     """The streams of one simulation, advanced cycle by cycle."""
 
@@ -136,12 +148,7 @@ class _Run:
     async def start(self, ctx: SimulatorContext, settings: BlockSettings) -> None:
         """Scramble the memories and write the settings."""
         self.contents.scramble(ctx, self.rng)
-        ctx.set(Value.cast(self.dut.settings), settings_bits(self.config, settings))
-        for fields in layer_fields(self.config, settings):
-            for name, value in fields.items():
-                ctx.set(getattr(self.dut.layer_settings, name), value)
-            await ctx.tick()
-        ctx.set(self.dut.layer_settings.enable, 0)
+        await write_settings(ctx, self.dut, self.config, settings)
 
     async def segment(self, ctx: SimulatorContext, items: list[Item]) -> None:
         """Run items until every answer has come and every beat is in."""
