@@ -149,17 +149,22 @@ def follows(config: BlockConfig, trace: Trace) -> bool:
 
 
 def loads(trace: Trace, config: BlockConfig, args: argparse.Namespace) -> Iterator[Load]:
-    """Yield every replay of a trace, one without swaps, and one that hardly does anything."""
+    """Yield every replay of a trace, one without swaps, and one that hardly does anything.
+
+    A block of several heads does one layer of one lane: many tables over few tokens would tell
+    little of tables that are full.
+    """
     name = trace.path.name
     geometry = trace.header.geometry
-    tables = geometry.batch * geometry.num_layers * config.heads
+    most_tables = config.heads if config.heads > 1 else None
+    tables = most_tables or geometry.batch * geometry.num_layers
     rows = -(-geometry.slots[0] // config.ways)
     for beats, share in LOADS:
         cycles = rows * beats / share
         if config.store == "dram":  # an image goes out in two cycles a row, and comes in in one
             cycles = max(cycles, 3 * rows)
         limit = LONGEST_CYCLES if beats == share == 1 else MOST_CYCLES
-        yield Load(name, beats, share, cut(int(limit / (tables * cycles)), args))
+        yield Load(name, beats, share, cut(int(limit / (tables * cycles)), args), most_tables)
     if config.store == "dram":
         yield Load(name, most_steps=cut(None, args), most_tables=ON_CHIP_TABLES)
     yield Load(name, most_steps=2, idle_cycles=IDLE_CYCLES)
