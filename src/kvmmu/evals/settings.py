@@ -13,8 +13,8 @@ from kvmmu.codecs.base import CODECS, Codec
 from kvmmu.evals.policy_text import write_policy
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
-from kvmmu.hf.options import Granularity
 from kvmmu.policies.base import POLICIES, Policy
+from kvmmu.slots.settings import Granularity
 
 __all__ = ["Setting", "call_size", "chunk_size", "count_slots", "kv_nbytes"]
 

@@ -17,12 +17,12 @@ from kvmmu.errors import CapacityError, IntegrityError, UnsupportedModelError
 from kvmmu.geometry import CacheGeometry
 from kvmmu.hf.handoff import current, running_model
 from kvmmu.hf.layer import SlotLayer
-from kvmmu.hf.options import CacheOptions, Granularity, Positions
 from kvmmu.hf.support import ModelShape, describe
 from kvmmu.kernels import dispatch
 from kvmmu.policies.base import Policy
 from kvmmu.slots.mmu import KVMMU
 from kvmmu.slots.recorder import Recorder
+from kvmmu.slots.settings import CacheOptions, Granularity, Positions
 
 __all__ = ["SlotCache"]
 

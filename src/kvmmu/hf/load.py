@@ -15,9 +15,9 @@ from kvmmu.budgets.base import Budget
 from kvmmu.codecs.base import Codec
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.lm import LM
-from kvmmu.hf.options import CacheOptions, Granularity, Positions
 from kvmmu.hf.support import describe
 from kvmmu.policies.base import POLICIES, Policy
+from kvmmu.slots.settings import CacheOptions, Granularity, Positions
 
 __all__ = ["list_models", "load", "model_path"]
 

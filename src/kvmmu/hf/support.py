@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from kvmmu.errors import UnsupportedModelError
+from kvmmu.slots.spec import ModelShape
 
 __all__ = ["ModelShape", "describe"]
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Shape of a decoder: horizons[l] is layer l's sliding window, None for full attention.
-
-    max_positions is the trained length in tokens, None if the configuration names none.
-    """
-
-    model_type: str
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    horizons: tuple[int | None, ...]
-    max_positions: int | None
-    is_rotary: bool
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def group_size(self) -> int:
-        """Query heads of a KV head."""
-        return self.num_heads // self.num_kv_heads
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

@@ -7,6 +7,8 @@
     chunk.py    the best C of C + T stay
     places.py   positions="in_cache": keys numbered by their rank among the held
     spec.py     what a layer is told, and who may watch it
+    settings.py what a cache is asked for, and what that means for each layer
+    pool.py     lanes of constant size, one a request, for a batch that comes and goes
     recorder.py what the KV-MMU did, collected in a ring and flushed outside the step
 
 Data walks so: q, k, v of new tokens enter `KVMMU.forward`; the policy ranks, `ranking` adds the

@@ -1,4 +1,4 @@
-"""What one layer's KV-MMU is told: once at binding, at each call, and who may watch it."""
+"""What a model and a layer's KV-MMU are: said once at binding and at each call; who watches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from kvmmu.codecs.base import Rows
 from kvmmu.kernels.contract import AttendSpec
 from kvmmu.policies.base import Seen
 
-__all__ = ["Call", "LayerSpec", "Observer", "Rotary"]
+__all__ = ["Call", "LayerSpec", "ModelShape", "Observer", "Rotary"]
 
 Rotary = Callable[[Tensor, Tensor], Tensor]
 """Rotate x [B,H,N,D] by int index [B,H,N] positions; a negative index turns back."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Shape of a decoder: horizons[l] is layer l's sliding window, None for full attention.
+
+    max_positions is the trained length in tokens, None if the configuration names none.
+    """
+
+    model_type: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    horizons: tuple[int | None, ...]
+    max_positions: int | None
+    is_rotary: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def group_size(self) -> int:
+        """Query heads of a KV head."""
+        return self.num_heads // self.num_kv_heads
 
 
 @dataclass(frozen=True)

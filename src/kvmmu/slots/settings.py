@@ -1,4 +1,4 @@
-"""What a SlotCache was asked for, checked once, and what it means for each layer."""
+"""What a cache of slots was asked for, checked once, and what it means for each layer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Literal
 from kvmmu.budgets.base import BUDGETS, Budget
 from kvmmu.codecs.base import CODECS, Codec
 from kvmmu.errors import CapacityError
-from kvmmu.hf.support import ModelShape
 from kvmmu.kernels import dispatch
 from kvmmu.policies.base import POLICIES, Policy, is_count
-from kvmmu.slots.spec import LayerSpec
+from kvmmu.slots.spec import LayerSpec, ModelShape
 
 __all__ = ["CacheOptions", "Granularity", "Positions"]
 
@@ -27,7 +26,7 @@ MAX_CHUNK = 256
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """A SlotCache's settings; None stands for a default that depends on C = num_slots.
+    """The settings of a cache; None stands for a default that depends on C = num_slots.
 
     Raises ValueError with what must hold, what was given and what to do.
     """
