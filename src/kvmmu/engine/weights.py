@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -212,9 +212,7 @@ class _Builder:
             target, layer_shapes(self.config)[target], list(range(self.config.num_layers))
         )
 
-    def _stack(
-        self, target: str, shape: Shape, layers: list[int | None] | list[int]
-    ) -> list[Linear]:
+    def _stack(self, target: str, shape: Shape, layers: Sequence[int | None]) -> list[Linear]:
         """Fill the matrices of the layers named, in one block; their biases come later."""
         whole = (len(layers), *shape)
         if self.form == "plain":
