@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from typing import cast
 
@@ -22,17 +23,31 @@ _FUSED = {"native": "native", "reference": "fused_reference", "triton": "triton"
 
 def available() -> list[str]:
     """List the kernels that run on this machine."""
-    return list(_KERNELS)
+    return sorted([*_KERNELS, *(["triton"] if _why_no_triton() is None else [])])
+
+
+def _why_no_triton() -> str | None:
+    """Say what the Triton kernels lack here; None if they run."""
+    if importlib.util.find_spec("triton") is None:
+        return "the Triton kernels need triton; pip install 'kvmmu[triton]'"
+    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        return (
+            "the Triton kernels need a CUDA device, and torch finds none; "
+            "on a CPU they run with TRITON_INTERPRET=1 only, slowly"
+        )
+    return None
 
 
 def resolve(name: str | None = None) -> Kernel:
     """Return the kernel called `name`; None means the fastest that runs here.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, or for "triton" where it cannot run.
     """
     if name is None:
         name = "cpu"
-    if name not in _KERNELS:
+    if name == "triton" and (lack := _why_no_triton()) is not None:
+        raise ValueError(lack)
+    if name not in (*_KERNELS, "triton"):
         raise ValueError(unknown_name("kernel", name, available()))
     module = importlib.import_module(f"kvmmu.kernels.{name}")
     return Kernel(name, module.attend, module.write_slots, module.select_victims)
