@@ -7,6 +7,7 @@ never move, and one slot is writable alone.
     `write_slots` overwrites one slot per head (decode); `write_rows` overwrites listed slots.
     `tensors()` names every persistent tensor; each has B as its first dimension, and copying
         them copies the store (reset, beam reorder, save and load work through it).
+    `lane(b)` is needed by pools of lanes alone.
 """
 
 from __future__ import annotations
@@ -51,6 +52,16 @@ class Store(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Name every persistent tensor."""
+
+    def lane(self, lane: int) -> Store:
+        """Return row `lane` as a store of one row that shares these tensors; writes show here.
+
+        Raises TypeError if the store has no such view.
+        """
+        raise TypeError(
+            f"a pool of lanes needs a store with lane(b), got {type(self).__name__}; "
+            "use the codec 'plain'"
+        )
 
 
 @dataclass(frozen=True)

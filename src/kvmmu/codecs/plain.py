@@ -36,6 +36,10 @@ class PlainStore(Store):
         """Overwrite the listed slots. rows [R,D]."""
         self._rows[at.lane, at.head, at.slot] = rows
 
+    def lane(self, lane: int) -> PlainStore:
+        """Return row `lane` [1,Hkv,C,D] of the one tensor."""
+        return PlainStore(self._rows[lane : lane + 1], self._kernel)
+
     def tensors(self) -> dict[str, Tensor]:
         """Name the one tensor."""
         return {"rows": self._rows}

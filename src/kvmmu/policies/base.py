@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from kvmmu.kernels.step import StepRule
 from kvmmu.registry import Registry
 
 __all__ = [
@@ -142,6 +143,15 @@ class Policy(ABC):
     def num_last(self) -> int:
         """Count the last queries of a call that the planes "last" and "last_sq" add up."""
         return 1
+
+    @property
+    def step_rule(self) -> StepRule | None:
+        """Say a decode step in the words of fused kernels, None if they cannot say it.
+
+        A rule promises that `update` with one query and `priority` do what it says; it needs no
+        state but the score. A policy without one is decoded by the KV-MMU's separate kernels.
+        """
+        return None
 
     def bind(self, *, num_slots: int, num_sinks: int, window: int) -> Policy:
         """Return this policy with its defaults settled for a layer of C = num_slots slots.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvmmu.kernels.step import StepRule
 from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView
 
 __all__ = ["H2O"]
@@ -33,6 +34,11 @@ class H2O(Policy):
     def needs(self) -> frozenset[str]:
         """Ask for the attention mass."""
         return frozenset({"mass"})
+
+    @property
+    def step_rule(self) -> StepRule:
+        """Add attention up, rank by the sum."""
+        return StepRule("mass")
 
     def priority(self, view: SlotView) -> Tensor:
         """Rank by the accumulated attention. -> [B,Hkv,N]."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from kvmmu.fixed_point import MANTISSA_MAX, MAX_CHUNK
+from kvmmu.kernels.step import StepRule
 from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_count
 
 __all__ = ["RCE"]
@@ -173,6 +174,14 @@ class RCE(Policy):
     def query_block(self) -> int | None:
         """Forget queries half a window at a time."""
         return None if self.window_queries is None else self.window_queries // 2
+
+    @property
+    def step_rule(self) -> StepRule | None:
+        """Fold attention into what the decay leaves of the score, where that is all there is."""
+        is_plain = self.normalize == "none" and self.window_queries is None
+        if not is_plain or self.fixed_point or self.value_norm:
+            return None
+        return StepRule(self.statistic, decay=self._decay)
 
     def priority(self, view: SlotView) -> Tensor:
         """Rank by score, or by score per query that saw the token. -> [B,Hkv,N]."""

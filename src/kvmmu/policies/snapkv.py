@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from kvmmu.kernels.step import StepRule
 from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView, StateSpec, is_count
 
 __all__ = ["SnapKV"]
@@ -100,6 +101,11 @@ class SnapKV(Policy):
     def state(self) -> Mapping[str, StateSpec]:
         """Keep what the step policy keeps."""
         return self.step.state
+
+    @property
+    def step_rule(self) -> StepRule | None:
+        """Decode as the step policy does."""
+        return self.step.step_rule
 
     def bind(self, *, num_slots: int, num_sinks: int, window: int) -> Policy:
         """Settle the observation window for C slots. Raises ValueError if C cannot hold it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvmmu.kernels.step import StepRule
 from kvmmu.policies.base import POLICIES, Policy, SlotView
 
 __all__ = ["StreamingLLM"]
@@ -21,6 +22,11 @@ __all__ = ["StreamingLLM"]
 @dataclass(frozen=True)
 class StreamingLLM(Policy):
     """Evict the oldest token."""
+
+    @property
+    def step_rule(self) -> StepRule:
+        """Rank by position, keep no score."""
+        return StepRule(None, rank="age")
 
     def priority(self, view: SlotView) -> Tensor:
         """Rank by age, as a negative distance from the newest token. -> [B,Hkv,N]."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvmmu.kernels.step import StepRule
 from kvmmu.policies.base import POLICIES, Policy, Seen, SlotView
 
 __all__ = ["TOVA"]
@@ -28,6 +29,11 @@ class TOVA(Policy):
     def needs(self) -> frozenset[str]:
         """Ask for the attention of the last query."""
         return frozenset({"newest"})
+
+    @property
+    def step_rule(self) -> StepRule:
+        """Rank by the last query's attention."""
+        return StepRule("newest")
 
     def priority(self, view: SlotView) -> Tensor:
         """Rank by the last query's attention. -> [B,Hkv,N]."""

@@ -13,6 +13,7 @@ that dtype, device and batch are those of the storage, and that no gradient is w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -90,6 +91,13 @@ class KVMMU:
         parts = {"keys": self.keys.tensors(), "values": self.values.tensors()}
         named = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
         return named | {f"table.{name}": t for name, t in self.table.tensors().items()}
+
+    def lane(self, lane: int) -> KVMMU:
+        """Return row `lane` as a KV-MMU of one row that shares these tensors."""
+        view = copy.copy(self)
+        view.keys, view.values = self.keys.lane(lane), self.values.lane(lane)
+        view.table = self.table.lane(lane)
+        return view
 
     def clear(self) -> None:
         """Forget every token and all state, in place."""

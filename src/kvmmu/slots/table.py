@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -84,6 +85,14 @@ class SlotTable:
         self.num_seen.zero_()
         for value in self.state.values():
             value.zero_()
+
+    def lane(self, lane: int) -> SlotTable:
+        """Return row `lane` as a table of one row that shares these tensors."""
+        view, row = copy.copy(self), slice(lane, lane + 1)
+        view.positions, view.scores = self.positions[row], self.scores[row]
+        view.num_seen = self.num_seen[row]
+        view.state = {name: value[row] for name, value in self.state.items()}
+        return view
 
     def tensors(self) -> dict[str, Tensor]:
         """Name every persistent tensor; each has B as its first dimension."""
