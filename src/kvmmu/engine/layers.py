@@ -53,12 +53,13 @@ class TorchLayers:
             assert w.q_norm is not None
             assert w.k_norm is not None
             qkv = self._norm_heads(qkv, w.q_norm, w.k_norm)
-        heads = qkv.view(N, -1, c.head_dim)  # [N, Hq + 2 Hkv, D]
+        heads = qkv.view(N, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         both, v = heads[:, : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
         if turns is not None and c.rotary_layers[layer]:
             both = turn(both, turns[0][:, None], turns[1][:, None])
         elif not self.rotates and self.factor != 1.0 and c.rotary_layers[layer]:
-            both = both * self.factor  # the rotation comes later, and is pure
+            assert c.rope is not None
+            both[..., : c.rope.rotary_dim] *= self.factor  # the rotation comes later, and is pure
         return both[:, : c.num_heads], both[:, c.num_heads :], v
 
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:

@@ -40,6 +40,10 @@ class Transformer:
         backend: Backend | None = None,
     ) -> None:
         _one_of("positions", positions, ("original", "in_cache"))
+        if backend is not None:
+            _one_of("backend", backend, ("torch", "native"))
+        if backend == "native":
+            raise ValueError("backend must be one that is installed, got 'native'")
         if positions == "in_cache" and not config.is_rotary:
             raise ValueError(
                 f"positions='in_cache' must be used with a model that rotates, got model type "
