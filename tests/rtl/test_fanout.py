@@ -162,21 +162,30 @@ def test_rows_of_macros_weigh_on_their_net(toy, macros):
         made["cells"]["b.bank"] = bank(rows * words)
         added.append(buffer_nets(made, toy, macros))
         assert made["cells"]["b.bank"]["connections"]["wmask"] == ["1"]
+    bits = [made["cells"]["b.bank"]["connections"][pin] for pin in ("en", "wdata")]
+    assert DRIVEN not in [*bits[0], *bits[1]]  # of 64 rows, each bit has a buffer
+    assert {source(made, bit) for bit in [*bits[0], *bits[1]]} == {DRIVEN}
     assert added[0] < added[1]
 
 
 # ------------------------------------------------------------------------- which pin, which buffer
-@pytest.fixture(scope="module")
-def sized():
-    """Return the toy library with a second buffer: twice the area and load, a third of the slew."""
+def with_buffer(name, *, area, slew, load=0.002):
+    """Return the toy library with a second buffer, its slews so many times those of BUF."""
     text = toy_liberties()[0].read_text(encoding="utf-8")
     start, end = text.index("  cell (BUF) {"), text.index("  cell (NAND2) {")
-    strong = text[start:end].replace("(BUF)", "(BUF3)").replace("area : 3", "area : 6")
-    strong = strong.replace("capacitance : 0.002;", "capacitance : 0.004;", 1)
+    other = text[start:end].replace("(BUF)", f"({name})").replace("area : 3", f"area : {area}")
+    other = other.replace("capacitance : 0.002;", f"capacitance : {load};", 1)
     for values in ('"0.045, 0.245", "0.065, 0.265"', '"0.035, 0.195", "0.055, 0.215"'):
-        thirds = re.sub(r"[0-9.]+", lambda match: f"{float(match[0]) / 3:.6f}", values)
-        strong = strong.replace(values, thirds)
-    return parse_library(text[:start] + strong + text[start:], "sized.lib")
+        scaled = re.sub(r"[0-9.]+", lambda match: f"{float(match[0]) * slew:.6f}", values)
+        assert values in other
+        other = other.replace(values, scaled)
+    return parse_library(text[:start] + other + text[start:], "two buffers.lib")
+
+
+@pytest.fixture(scope="module")
+def sized():
+    """Return the toy library with a buffer of twice the load and a third of the slew."""
+    return with_buffer("BUF3", area=6, slew=1 / 3, load=0.004)
 
 
 def load_of(made, net, library):
@@ -210,13 +219,11 @@ def test_each_buffer_is_the_smallest_that_drives_its_readers(sized, readers):
     assert "BUF3" in kinds or readers == 30
 
 
-def test_a_larger_buffer_that_is_no_stronger_is_not_used(toy):
-    text = toy_liberties()[0].read_text(encoding="utf-8")
-    start, end = text.index("  cell (BUF) {"), text.index("  cell (NAND2) {")
-    twin = text[start:end].replace("(BUF)", "(BUFX)").replace("area : 3", "area : 5")
-    made = module(toy, 100)
-    buffer_nets(made, parse_library(text[:start] + twin + text[start:], "twins.lib"), ())
-    assert not any(one["type"] == "BUFX" for one in made["cells"].values())
+def test_a_larger_buffer_that_is_weaker_is_not_used(toy):
+    made, other = module(toy, 100), module(toy, 100)
+    buffer_nets(made, toy, ())
+    buffer_nets(other, with_buffer("BUFX", area=5, slew=3.0), ())
+    assert other == made
 
 
 def test_readers_behind_buffers_of_any_size_see_their_source(sized):

@@ -25,16 +25,22 @@ from kvmmu.rtl.verify.scoreboard import Scoreboard
 from kvmmu.rtl.verify.stimuli import Item
 
 CONFIG = BlockConfig(slots=8, ways=2, lanes=2, layers=2, position_bits=12)
-SETTINGS = BlockSettings((LayerSettings(1), LayerSettings(7)), num_sinks=0, window=1, head_shift=3)
-"""A table of one slot evicts at its second token, so it shows what an earlier step left."""
+SETTINGS = tuple(
+    BlockSettings(tuple(map(LayerSettings, slots)), num_sinks=0, window=1, head_shift=3)
+    for slots in ((1, 7), (7, 1))
+)
+"""A first table of one slot is full at once and shows a victim that an earlier step left; one of
+seven keeps its first token and shows what was added to its score."""
 
 
-def draw(steps: int, rng: np.random.Generator, *, most_beats: int = 8) -> list[Item]:
+def draw(
+    settings: BlockSettings, steps: int, rng: np.random.Generator, *, most_beats: int = 8
+) -> list[Item]:
     """Admit both lanes and step their tables in turn; a score of many beats asks for rescales."""
     items = [Item(Command(Op.ADMIT))] * 2
     for n in range(steps):
         lane, layer = n % 2, n // 2 % 2
-        rows = num_rows(n // 4, SETTINGS.layers[layer].num_slots, ways=CONFIG.ways)
+        rows = num_rows(n // 4, settings.layers[layer].num_slots, ways=CONFIG.ways)
         beats = rng.integers(1, most_beats + 1, rows)
         masses = tuple(rng.integers(0, 65536, (count, CONFIG.ways)) for count in beats)
         items.append(Item(Command(Op.STEP, lane, layer), masses))
@@ -55,15 +61,18 @@ def run(cut: int, seed: int, *, steps: int = 40) -> Scoreboard:
     fragment = Fragment.get(ResetInserter(reset)(block), None)
     contents = Contents(CONFIG, fragment)
     rng = np.random.default_rng(seed)
-    before = draw(200, rng, most_beats=(8, 1)[seed % 2])  # rows cut in two, or a full pipeline
-    after = draw(steps, rng)
-    board = Scoreboard(BlockModel(CONFIG, SETTINGS))
+    settings = SETTINGS[seed // 2 % 2]
+    before = draw(
+        settings, 200, rng, most_beats=(8, 1)[seed % 2]
+    )  # rows cut in two, or a full pipeline
+    after = draw(settings, steps, rng)
+    board = Scoreboard(BlockModel(CONFIG, settings))
     for item in after:
         board.give(item)
     done = []
 
     async def main(ctx: Any) -> None:
-        await write_settings(ctx, block, CONFIG, SETTINGS)
+        await write_settings(ctx, block, CONFIG, settings)
         ctx.set(block.rsp.ready, 1)
         ctx.set(block.write.ready, 1)
         sources = offer(block, beats_of(before))

@@ -146,10 +146,24 @@ def test_slot_other_than_the_recorded_one_is_a_fault(monkeypatch):
     [
         (["none.trace"], ["TRACE must be a file that exists, got 'none.trace'"]),
         ([TRACE, "--steps", 0], ["--steps must be at least 1, got 0"]),
-        ([TRACE, "--beats", 3], ["beats must be a power of two, got 3"]),
+        ([TRACE, "--seed", -1], ["--seed must be at least 0, got -1"]),
+        ([TRACE, "--beats", 3], ["beats must be a power of two in [1, 256], got 3"]),
+        ([TRACE, "--beats", 512], ["beats must be a power of two in [1, 256], got 512"]),
         ([TRACE, "--store", "disk"], ["store must be 'sram' or 'dram'"]),
         ([__file__], ["test_rtl_cli.py"]),
     ],
 )
 def test_verify_refuses_bad_input_in_one_line(args, parts):
     refused(run("verify", *args), *parts)
+
+
+# -------------------------------------------------------------------------------------- energy
+@pytest.mark.parametrize("clock_mhz", ["0", "-3", "nan"])
+def test_energy_refuses_a_senseless_clock(clock_mhz, tmp_path):
+    result = run("energy", TRACE, "--build", tmp_path, "--clock-mhz", clock_mhz)
+    refused(result, f"--clock-mhz must be in [1, 10000], got {clock_mhz}")
+
+
+def test_trace_that_was_cut_is_refused(tmp_path):
+    (tmp_path / "cut.trace").write_bytes(TRACE.read_bytes()[:20_000])
+    refused(run("verify", tmp_path / "cut.trace"), "cut.trace ends after block", "truncated")

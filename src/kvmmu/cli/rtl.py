@@ -193,6 +193,8 @@ def verify(
     """
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     if not trace.is_file():
         raise ValueError(f"TRACE must be a file that exists, got {str(trace)!r}")
     result = _verify(trace, ways, store, beats, steps, seed)

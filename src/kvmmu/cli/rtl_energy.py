@@ -59,6 +59,8 @@ def energy(
         raise ValueError(f"--mass-share must be in (0, 1], got {mass_share:g}")
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
+    if clock_mhz is not None and not 1 <= clock_mhz <= 10_000:
+        raise ValueError(f"--clock-mhz must be in [1, 10000], got {clock_mhz:g}")
     with needs_amaranth():
         from kvmmu.rtl.measure import measure_build
     done, made = measure_build(

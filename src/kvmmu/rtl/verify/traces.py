@@ -25,6 +25,9 @@ from kvmmu.trace import DecodeBlock, LaneEvent, Trace, read, replay
 
 __all__ = ["Hardness", "block_of", "measure", "qualify", "read_decodes", "trace_items"]
 
+_MOST_BEATS = 256
+"""Beats of a row that its sum takes without saturating."""
+
 
 @dataclass(frozen=True)
 class Hardness:
@@ -125,11 +128,11 @@ def trace_items(
 ) -> Iterator[Item]:
     """Yield the trace's commands; each STEP carries the slot that the library wrote.
 
-    beats is a power of two: each word is split at random into so many beats of which it is the
-    mean. most_steps ends the trace after so many of its steps.
+    beats is a power of two up to 256: each word is split at random into so many beats of which it
+    is the mean. most_steps ends the trace after so many of its steps.
     """
-    if beats < 1 or beats & (beats - 1):
-        raise ValueError(f"beats must be a power of two, got {beats!r}")
+    if not 1 <= beats <= _MOST_BEATS or beats & (beats - 1):
+        raise ValueError(f"beats must be a power of two in [1, {_MOST_BEATS}], got {beats!r}")
     lanes = _Lanes(trace, ways, beats, np.random.default_rng(seed))
     left = trace.num_steps if most_steps is None else most_steps
     for event in trace.events(masses=True):
