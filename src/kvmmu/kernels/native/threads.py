@@ -1,0 +1,29 @@
+"""How many threads a native call runs on."""
+
+from __future__ import annotations
+
+import numba
+import torch
+
+__all__ = ["num_threads", "set_threads"]
+
+_chosen: list[int] = []
+"""The number that set_threads fixed, if any."""
+
+
+def num_threads() -> int:
+    """Return the threads that native kernels use: as set, else as many as PyTorch."""
+    if _chosen:
+        return _chosen[0]
+    return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+
+
+def set_threads(num: int | None) -> None:
+    """Fix the threads of native kernels in this process; None: as many as PyTorch uses.
+
+    Raises ValueError outside 1..NUMBA_NUM_THREADS (numba's own limit, by default all CPUs).
+    """
+    limit = int(numba.config.NUMBA_NUM_THREADS)
+    if num is not None and not 1 <= num <= limit:
+        raise ValueError(f"number of threads must be in 1..{limit}, got {num!r}")
+    _chosen[:] = [] if num is None else [num]
