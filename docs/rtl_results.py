@@ -5,7 +5,8 @@
 
 A measurement is one block: `kvmmu rtl build`'s report on a library, and from replays on its netlist
 what a beat, a row, a step and a cycle cost. docs/results/rtl holds blocks.json (the measurements,
-cut to what pages show) and shares.json (the runs). In a page, rtl/blocks is a table.
+cut to what pages show) and shares.json (the runs). In a page, rtl/blocks and rtl/energies are
+tables.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def _block(made: dict[str, Any]) -> dict[str, Any]:
         "name": made["name"],
         "clock_gates": report["clock_gates"],
         "config": made["config"],
+        "commit": made["commit"],
         "library": report["library"]["name"],
+        "libraries_sha256": {
+            one["file"]: one["sha256"] for one in (report["library"], *report["sram_libraries"])
+        },
         "block_sha256": report["block_sha256"],
         "critical_path_ns": report["timing"]["critical_path_ns"],
         "costs": made.get("costs"),
@@ -145,43 +150,69 @@ def shares_of() -> list[dict[str, Any]]:
 
 
 def blocks() -> str:
-    """Write area, delay, energies and leakage of each synthesised block, in its own node."""
+    """Write area, delay and leakage of each synthesised block, in its own node."""
     rows = []
     for block in blocks_of():
-        config, costs = block["config"], block["costs"]
-        lone = [f"{costs[name]:,.1f}" for name in _COSTS] if costs else ["-"] * len(_COSTS)
         sram, leak = block["sram_area_um2"], block["leakage_nw"]
         rows.append(
             (
-                str(config["slots"]),
-                str(config["ways"]),
-                f"{config['lanes']} x {config['layers']} x {config['heads']}",
-                config["store"].upper(),
+                *_named(block),
                 f"{block['cells']:,}",
                 f"{block['flip_flops']:,}",
                 str(block["clock_gates"]),
                 f"{block['logic_area_um2'] / UM2_PER_MM2:.3f}",
                 "-" if sram is None else f"{sram / UM2_PER_MM2:.2f}",
                 f"{block['critical_path_ns']:.2f}",
-                *lone,
                 f"{leak / 1e3:.1f} + {block['sram_leakage_nw'] / 1e3:,.1f}",
             )
         )
-    head = (
-        "slots",
-        "ways",
-        "lanes x layers x heads",
-        "tables",
-        "cells",
-        "flip-flops",
-        "clock gates",
+    head = (*_BLOCK, "cells", "flip-flops", "clock gates", "logic, mm2", "SRAM macros, mm2")
+    tail = ("longest path, ns", "leakage, logic + SRAM, uW")
+    return _rows((*head, *tail), rows) + "\n" + _measured()
+
+
+def energies() -> str:
+    """Write what a beat, a row, a step, a cycle and a beat of an image cost in each block."""
+    rows = []
+    for block in blocks_of():
+        costs = block["costs"]
+        swaps = block["config"]["store"] == "dram"
+        names = _COSTS if swaps else _COSTS[:-1]
+        lone = [f"{costs[name]:,.1f}" for name in names] + [""] * (not swaps)
+        names = _SRAM_COSTS if swaps else _SRAM_COSTS[:-1]
+        sram = [f"{costs[name]:,.0f}" for name in names] + [""] * (not swaps)
+        left = f"{costs['largest_residual']:.0%} / {costs['sram_largest_residual']:.0%}"
+        rows.append((*_named(block), str(block["clock_gates"]), *lone, *sram, left))
+    head = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "an image beat, pJ")
+    sram = ("SRAM, a row, pJ", "SRAM, a step, pJ", "SRAM, an image beat, pJ")
+    return _rows((*_BLOCK, "clock gates", *head, *sram, "left over, logic / SRAM"), rows)
+
+
+_BLOCK = ("slots", "ways", "lanes x layers x heads", "tables in")
+
+
+def _named(block: dict[str, Any]) -> tuple[str, ...]:
+    config = block["config"]
+    size = f"{config['lanes']} x {config['layers']} x {config['heads']}"
+    return str(config["slots"]), str(config["ways"]), size, config["store"].upper()
+
+
+def _measured() -> str:
+    """Name library, commits and clock of the measurements, and how many writes were compared."""
+    made = blocks_of()
+    libraries, clocks, commits = (
+        ", ".join(sorted({str(b[name]).removesuffix(".0") for b in made}))
+        for name in ("library", "clock_mhz", "commit")
     )
-    area = ("logic, mm2", "SRAM macros, mm2", "longest path, ns")
-    tail = ("a beat, pJ", "a row, pJ", "a step, pJ", "a cycle, pJ", "leakage, logic + SRAM, uW")
-    return _rows((*head, *area, *tail), rows)
+    return (
+        f"Library {libraries} and its SRAM macros, {clocks} MHz, measured at commits {commits} of "
+        f"this repository; {sum(b['replayed_steps'] for b in made):,} writes replayed on gates, "
+        f"{sum(b['mismatches'] for b in made)} of them unlike the reference's.\n"
+    )
 
 
-_COSTS = ("beat_pj", "row_pj", "step_pj", "cycle_pj")
+_COSTS = ("beat_pj", "row_pj", "step_pj", "cycle_pj", "image_beat_pj")
+_SRAM_COSTS = ("sram_row_pj", "sram_step_pj", "sram_image_beat_pj")
 
 
 def scaled() -> str:
@@ -195,6 +226,8 @@ def scaled() -> str:
         "mmu_row": "a slot visited, a way",
         "mmu_step": "a token admitted, a table",
         "mmu_idle_cycle": "a cycle, whatever moves",
+        "mmu_image_beat": "a slot of a table moved to or from DRAM, a way",
+        "mmu_swap_cycle": "with tables in DRAM, a cycle more, a way",
     }
     rows = []
     for name, words in names.items():
@@ -306,7 +339,12 @@ TERMS = {
     "leak_mmu_score": "leakage of SRAM",
     "leak_mmu_logic": "leakage of logic",
 }
-TABLES: dict[str, Callable[[], str]] = {"blocks": blocks, "scaled": scaled, "costs": costs}
+TABLES: dict[str, Callable[[], str]] = {
+    "blocks": blocks,
+    "energies": energies,
+    "scaled": scaled,
+    "costs": costs,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--take"]:

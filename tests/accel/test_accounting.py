@@ -345,6 +345,7 @@ def test_a_chunk_s_losers_are_searched_for_one_by_one():
     assert plan.mmu_cycles == accumulate + scans + machine.chip.loser_search_cycles(16)
     assert plan.counts[INDEX["mmu_rows"]] == 256 * 768
     assert plan.counts[INDEX["mmu_steps"]] == 256
+    assert plan.counts[INDEX["mmu_images"]] == 2 * (768 + 16)  # one table, moved once
 
 
 @pytest.mark.parametrize(("granularity", "tables"), [("layer", 1), ("head", 32)])
@@ -365,6 +366,8 @@ def test_score_tables_are_read_written_filled_and_written_back(store, granularit
     assert plan.counts[INDEX["score_write_bytes"]] == written / 8
     image = tables * (500 * 5 + 8)
     assert plan.counts[INDEX["score_dram_bytes"]] == (2 * image if store == "dram" else 0)
+    beats = 2 * tables * (32 + 1) if store == "dram" else 0  # a header and 32 rows, out and in
+    assert plan.counts[INDEX["mmu_images"]] == beats * 16
 
 
 def test_a_decode_step_of_the_kv_mmu_is_beats_rows_and_one_address_a_table():

@@ -95,6 +95,7 @@ def make_prices(machine: Machine) -> Prices:
     price("mmu_logic", "mmu_beats", chip.mmu.beat_pj_per_way)
     price("mmu_logic", "mmu_rows", chip.mmu.row_pj_per_way)
     price("mmu_logic", "mmu_steps", chip.mmu.step_pj)
+    price("mmu_logic", "mmu_images", chip.mmu.image_pj_per_way)
     background_w, refresh_w = static_power_w(machine.dram, corner=machine.corner)
     static = {"dram_background": background_w, "dram_refresh": refresh_w}
     static["mmu_clock"] = chip.mmu_clock_w if machine.design.has_scores else 0.0

@@ -97,13 +97,15 @@ class MmuPrices:
 
     beat_pj_per_way: a probability taken; row_pj_per_way: a slot read, decayed, added to, clamped
     and compared; step_pj: a token admitted to one table, its victim's address made, its header
-    written; idle_cycle_pj: every cycle, busy or not, what clock gates leave running, whatever the
-    ways. SRAM accesses are apart.
+    written; image_pj_per_way: a slot of a table's image that goes to DRAM or comes back;
+    idle_cycle_pj: every cycle, busy or not, what clock gates leave running: with tables on chip the
+    same whatever the ways. SRAM accesses are apart.
     """
 
     beat_pj_per_way: float
     row_pj_per_way: float
     step_pj: float
+    image_pj_per_way: float
     idle_cycle_pj: float
 
 
@@ -111,12 +113,16 @@ def build_mmu_prices(spec: AcceleratorSpec, prices: Prices) -> MmuPrices:
     """Return the prices of the KV-MMU's logic; zero without one."""
     mmu = spec.mmu
     if mmu is None:
-        return MmuPrices(0.0, 0.0, 0.0, 0.0)
+        return MmuPrices(0.0, 0.0, 0.0, 0.0, 0.0)
+    idle_cycle_pj = prices.energy_pj("mmu_idle_cycle")
+    if mmu.store == "dram":
+        idle_cycle_pj += mmu.ways * prices.energy_pj("mmu_swap_cycle")
     return MmuPrices(
         beat_pj_per_way=prices.energy_pj("mmu_beat"),
         row_pj_per_way=prices.energy_pj("mmu_row"),
         step_pj=prices.energy_pj("mmu_step"),
-        idle_cycle_pj=prices.energy_pj("mmu_idle_cycle"),
+        image_pj_per_way=prices.energy_pj("mmu_image_beat"),
+        idle_cycle_pj=idle_cycle_pj,
     )
 
 

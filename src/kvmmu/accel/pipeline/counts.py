@@ -63,6 +63,7 @@ OPERATIONS = (
     "mmu_beats",  # probabilities taken, a way each
     "mmu_rows",  # slots visited: decay, add, clamp, compare; a way each
     "mmu_steps",  # tokens admitted: victim, position, address, header; a table each
+    "mmu_images",  # slots of images moved out and in, a header's beat counted as a row's
 )
 CHUNK_COMMANDS = ("kv_chunk_activates", "kv_chunk_bursts")
 """DRAM commands of reads by groups of heads: their pattern is the plan's, so is their count."""

@@ -73,14 +73,17 @@ def _decode_counts(machine: Machine, work: AttentionWork) -> dict[str, float]:
     header = header_bits(mmu, machine.design.num_slots) if mmu.store == "sram" else 0
     read_bits = table_bits + tables * header
     written_bits = visits * word + tables * (position + header)
+    images = 0
     if mmu.store == "dram":  # out and in; per head, into and out of where two lanes' tables wait
         moves = 1 if machine.design.granularity == "layer" else 3
         read_bits += moves * table_bits
         written_bits += moves * table_bits
+        images = 2 * (visits + tables * mmu.ways)
     return {
         "mmu_beats": machine.model.num_heads * rows * mmu.ways,
         "mmu_rows": visits,
         "mmu_steps": tables,
+        "mmu_images": images,
         "score_read_bytes": read_bits / BITS_PER_BYTE,
         "score_write_bytes": written_bits / BITS_PER_BYTE,
     }
@@ -111,11 +114,13 @@ def _chunk_counts(machine: Machine, work: AttentionWork) -> dict[str, float]:
     mmu = machine.mmu
     entries = (work.live + work.q) * machine.num_tables
     word_bits = mmu.score_bits + CARRY_BITS
-    moved = entries * (word_bits + mmu.position_bits) if mmu.store == "dram" else 0
+    moves = mmu.store == "dram"
+    moved = entries * (word_bits + mmu.position_bits) if moves else 0
     return {
         "mmu_beats": work.logits,
         "mmu_rows": entries * work.q,
         "mmu_steps": work.q * machine.num_tables,
+        "mmu_images": 2 * (entries + machine.num_tables * mmu.ways) if moves else 0,
         "score_read_bytes": (entries * (word_bits + mmu.position_bits) + moved) / BITS_PER_BYTE,
         "score_write_bytes": (entries * word_bits + moved) / BITS_PER_BYTE,
     }
