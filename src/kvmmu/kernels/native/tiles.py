@@ -23,13 +23,15 @@ from kvmmu.kernels.native.vectors import (
     emit_constant,
     emit_fma,
     emit_load,
-    emit_narrow,
+    emit_prefetch,
     emit_splat,
     emit_sums,
-    emit_widen,
 )
 
 __all__ = ["dots", "weighted_rows"]
+
+
+_LINE_BYTES = 64
 
 
 def element_bytes(token: Any) -> int:
@@ -91,7 +93,21 @@ def dots(context, rows, columns, kind, x, x_tile, w, w_tile, span, out, out_byte
                 for s, column in enumerate(loaded):
                     _add_product(builder, sums[r * S + s], row, column)
 
-        with cgutils.for_range_slice(builder, _int(0), num, _int(LANES), _I64) as (i, _):
+        # a cache line of each row at a time, while the same line of the next tile comes
+        size = element_bytes(kind)
+        line = max(1, _LINE_BYTES // (LANES * size)) * LANES
+        rest = builder.srem(num, _int(line))
+        end = builder.sub(num, rest)
+        _, _, step = cgutils.unpack_tuple(builder, w_tile)
+        ahead = builder.mul(step, _int(S))
+        with cgutils.for_range_slice(builder, _int(0), end, _int(line), _I64) as (i, _):
+            at = builder.add(builder.mul(i, _int(size)), ahead)
+            for a in w_rows:
+                emit_prefetch(builder, builder.add(a, at))
+            for more in range(0, line, LANES):
+                at = builder.add(i, _int(more))
+                add_terms(at, at)
+        with cgutils.for_range_slice(builder, end, num, _int(LANES), _I64) as (i, _):
             add_terms(i, i)
         with builder.if_then(builder.icmp_signed(">=", tail, _int(0))):
             add_terms(num, tail)

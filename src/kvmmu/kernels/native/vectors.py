@@ -143,6 +143,16 @@ def emit_load(builder: Any, token: Any, address: Any) -> Any:
     return emit_widen(builder, token, builder.load(pointer, align=1))
 
 
+def emit_prefetch(builder: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which may be beyond any memory."""
+    pointer = _I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    f = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    one = ir.Constant(_I32, 1)
+    to_read, keep = ir.Constant(_I32, 0), ir.Constant(_I32, 3)
+    builder.call(f, [builder.inttoptr(address, pointer), to_read, keep, one])
+
+
 def emit_sums(builder: Any, vectors: list[Any]) -> list[Any]:
     """Add up the lanes of each vector, neighbours first. Its order is the same for any number.
 
