@@ -27,6 +27,7 @@ from kvmmu.rtl.verify.traces import read_decodes, trace_items
 TRACE = Path(__file__).parent / "data" / "layer.trace"
 HEADS = TRACE.with_name("head.trace")
 CONFIG = BlockConfig(slots=64, ways=8, lanes=3, layers=4, position_bits=16)
+SWAPPING = replace(CONFIG, ways=4, heads=4, store="dram")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_gaps_and_clock_are_those_asked_for(folder: Path) -> None:
 def swapping(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a block with four heads, twice those of the trace, and its tables in DRAM."""
     made = tmp_path_factory.mktemp("swapping")
-    build(Build(replace(CONFIG, heads=4, store="dram")), made)
+    build(Build(SWAPPING), made)
     return made
 
 
@@ -83,7 +84,7 @@ def test_a_table_that_comes_back_wrong_is_noticed(
         beats[0, 0] ^= np.uint64(1 << place)  # the first beat is the header
         return beats
 
-    config = replace(CONFIG, heads=4, store="dram")
+    config = SWAPPING
     place = image_layout(config)["header"].offset + header_layout(config)["position"].offset
 
     monkeypatch.setattr(_Images, "answer", spoilt)
@@ -92,7 +93,7 @@ def test_a_table_that_comes_back_wrong_is_noticed(
 
 
 def test_two_tables_are_never_swapped(swapping: Path) -> None:
-    config = replace(CONFIG, heads=4, store="dram")
+    config = SWAPPING
     trace = read_decodes(HEADS)
     items = list(items_for(trace, config, most_steps=20, most_tables=2))
     steps = [item.command for item in items if item.recorded_slot is not None]
