@@ -19,7 +19,7 @@ from kvmmu.hf.support import describe
 from kvmmu.policies.base import POLICIES, Policy
 from kvmmu.slots.settings import CacheOptions, Granularity, Positions
 
-__all__ = ["list_models", "load", "model_path"]
+__all__ = ["list_models", "load", "load_tokenizer", "model_path"]
 
 _SHIPPED = Path(str(files("kvmmu") / "models"))
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,6 +49,11 @@ def model_path(name: str | os.PathLike[str]) -> str:
             f"got {text!r}"
         )
     return text
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> Any:
+    """Return the tokenizer of a shipped model, a local folder or a hub name."""
+    return AutoTokenizer.from_pretrained(model_path(name))
 
 
 def load(
@@ -91,7 +96,7 @@ def load(
     kind, place = _dtype(dtype), _device(device)
     path = model_path(name)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
     model = model.to(place).eval()
     if num_slots is not None:
         SlotCache.for_model(model, num_slots, **parts)  # refuse now, not later

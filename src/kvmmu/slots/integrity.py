@@ -1,18 +1,34 @@
-"""What must hold of a layer's slot table between two steps, checked on demand."""
+"""What must hold of the lanes of a pool between two steps, checked on demand."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kvmmu.errors import IntegrityError
+from kvmmu.slots.mmu import KVMMU
 from kvmmu.slots.spec import LayerSpec
 from kvmmu.slots.table import SlotTable
 
-__all__ = ["check_layer"]
+__all__ = ["check_lanes"]
 
 
-def check_layer(spec: LayerSpec, table: SlotTable, num_seen: Tensor, free: list[int]) -> None:
+def check_lanes(mmus: Sequence[KVMMU], free: list[int], claimed: list[int]) -> None:
+    """Raise IntegrityError if free and claimed lanes are not all, or a layer breaks a rule."""
+    seen = mmus[0].table.num_seen
+    lanes = list(range(len(seen)))
+    if sorted(free + claimed) != lanes:
+        raise IntegrityError(
+            f"claimed and free lanes must make up all {len(lanes)}, got {claimed} claimed and "
+            f"{free} free"
+        )
+    for mmu in mmus:
+        _check_layer(mmu.spec, mmu.table, seen, free)
+
+
+def _check_layer(spec: LayerSpec, table: SlotTable, num_seen: Tensor, free: list[int]) -> None:
     """Raise IntegrityError for a token held twice, not seen or missing; for a free lane's rest.
 
     num_seen int32 [B] is what the first layer has seen; `free` are lanes that hold nothing.

@@ -23,6 +23,7 @@ from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.kernels import dispatch
 from kvmmu.kernels.step import FusedKernel, LaneState, StepSpec
 from kvmmu.policies.base import is_count
+from kvmmu.slots.integrity import check_lanes
 from kvmmu.slots.mmu import KVMMU
 from kvmmu.slots.settings import CacheOptions
 from kvmmu.slots.spec import ModelShape, Rotary
@@ -83,8 +84,8 @@ class LanePool:
 
     def _allocate(self, rotary: Sequence[Rotary | None]) -> None:
         """Make every layer's KV-MMU, the lanes' views of it, and what fused kernels take."""
-        options, shape, B = self.settings, self.shape, self.num_lanes
-        kernel, device = dispatch.resolve(options.kernel), shape.device
+        options, shape, B, device = self.settings, self.shape, self.num_lanes, self.shape.device
+        kernel = dispatch.resolve(options.kernel)
         specs = options.layer_specs(shape)
         try:
             self.mmus = [
@@ -138,6 +139,16 @@ class LanePool:
         return len(self._free)
 
     @property
+    def claimed(self) -> list[int]:
+        """List the lanes that are claimed, in order."""
+        return sorted(self._claimed)
+
+    @property
+    def num_seen(self) -> Tensor:
+        """Count the tokens that each lane was given. -> int32 [B]."""
+        return self.mmus[0].table.num_seen.clone()
+
+    @property
     def is_fused(self) -> bool:
         """Tell whether decode is one fused kernel a layer."""
         return self._fused is not None
@@ -181,7 +192,7 @@ class LanePool:
         """
         if self._fused is None:
             return self._decode(layer, q, k, v, lanes)
-        out = torch.empty_like(q)
+        out = q.new_empty(q.shape)  # contiguous, whatever the strides of q
         self._fused.step(q, k, v, lanes, at, self._states[layer], self._specs[layer], out)
         return out
 
@@ -212,10 +223,10 @@ class LanePool:
         if T == 1 and self._fused is not None:
             at = self._states[layer].num_seen[lane : lane + 1].clone()
             return self.decode(layer, q, k, v, ids, at)
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1,H,T,D]
+        rows = [x.transpose(0, 1)[None] for x in (q, k, v)]  # [1,H,T,D] each
         index = torch.zeros(1, T, dtype=torch.int64, device=q.device)
         view = self._views[layer][lane]
-        out = view.forward(q, k, v, None, scale=self.scale, start=start, index=index)
+        out = view.forward(*rows, None, scale=self.scale, start=start, index=index)
         if self._fused is not None:
             self._fused.refresh(ids, self._states[layer], self._specs[layer])
         return out[0].transpose(0, 1)
@@ -285,16 +296,6 @@ class LanePool:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if an invariant of the lanes does not hold."""
-        from kvmmu.slots.integrity import check_layer
-
-        free, claimed = sorted(self._free), sorted(self._claimed)
-        if sorted(free + claimed) != list(range(self.num_lanes)):
-            raise IntegrityError(
-                f"claimed and free lanes must make up all {self.num_lanes}, got {claimed} claimed "
-                f"and {free} free"
-            )
         if [tensor.data_ptr() for tensor in self._tensors()] != self._pointers:
             raise IntegrityError("storage must stay where it was allocated, got a moved tensor")
-        seen = self.mmus[0].table.num_seen
-        for mmu in self.mmus:
-            check_layer(mmu.spec, mmu.table, seen, free)
+        check_lanes(self.mmus, sorted(self._free), self.claimed)
