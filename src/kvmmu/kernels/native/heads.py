@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from kvmmu.kernels.native.access import floats_at, ints_at, put_floats
 from kvmmu.kernels.native.functions import exp
 from kvmmu.kernels.native.operations import (
     add,
@@ -53,38 +54,6 @@ NONE, MASS, MAX, NEWEST = range(4)
 
 _EMPTY, _LEFT_BEHIND, _PROTECTED = np.int32(-(2**31)), np.int32(1 - 2**31), np.int32(2**31 - 1)
 """Ranks beyond those of the policy: they leave first, second, never."""
-
-
-@njit
-def ints_at(address, num, rest):
-    """Load LANES ints, or the `num` that there are; the other lanes hold `rest`."""
-    if num >= LANES:
-        return load_ints(address)
-    held = splat(rest)
-    for i in range(num):
-        held = with_lane(held, i, read(I4, address + 4 * i))
-    return held
-
-
-@njit
-def floats_at(address, num):
-    """Load LANES floats, or the `num` that there are; the other lanes hold 0."""
-    if num >= LANES:
-        return load(F4, address)
-    held = splat(F(0))
-    for i in range(num):
-        held = with_lane(held, i, read(F4, address + 4 * i))
-    return held
-
-
-@njit
-def put_floats(address, num, x):
-    """Store LANES floats, or the first `num` of them."""
-    if num >= LANES:
-        store(F4, address, x)
-        return
-    for i in range(num):
-        write(F4, address + 4 * i, lane(x, i))
 
 
 @njit
