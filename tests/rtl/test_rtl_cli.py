@@ -148,7 +148,10 @@ def test_slot_other_than_the_recorded_one_is_a_fault(monkeypatch):
         ([TRACE, "--steps", 0], ["--steps must be at least 1, got 0"]),
         ([TRACE, "--seed", -1], ["--seed must be at least 0, got -1"]),
         ([TRACE, "--beats", 3], ["beats must be a power of two in [1, 256], got 3"]),
-        ([TRACE, "--steps", 1, "--beats", 512], ["beats must be a power of two in [1, 256], got 512"]),
+        (
+            [TRACE, "--steps", 1, "--beats", 512],
+            ["beats must be a power of two in [1, 256], got 512"],
+        ),
         ([TRACE, "--store", "disk"], ["store must be 'sram' or 'dram'"]),
         ([__file__], ["test_rtl_cli.py"]),
     ],
