@@ -23,6 +23,7 @@ from kvmmu.kernels.step import LaneState, StepSpec
 from kvmmu.kernels.triton.fused_kernels import attend_slots, finish_slots
 from kvmmu.kernels.triton.launch import (
     IS_INTERPRETED,
+    OPTIONS,
     block_rows,
     choose_splits,
     num_processors,
@@ -37,6 +38,12 @@ __all__ = ["refresh", "step"]
 _SCORE_TILE = 4096
 """Logits that a program scores at once: 32 registers a thread with four warps."""
 
+_STAGES = 5
+"""Of the pipeline: positions run ahead of V, whose mask they are, so five make two buffers of V."""
+
+_CHOOSE_TILE = 1024
+"""Slots that a program compares at once."""
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -44,6 +51,7 @@ class _Plan:
 
     splits: int
     span: int
+    num_warps: int
     shape: dict[str, Any]
     rule: dict[str, Any]
     blocks: dict[str, int]
@@ -105,8 +113,9 @@ def step(
             UPCAST=IS_INTERPRETED and q.dtype == torch.bfloat16,  # it multiplies their bits
             SPAN=plan.span,
             SPLITS=plan.splits,
-            num_warps=4,
-            num_stages=3,
+            num_warps=plan.num_warps,
+            num_stages=_STAGES,
+            **OPTIONS,
         )
         if plan.splits > 1:
             _finish(lanes, at, state, spec, out, (logits, peaks, sums, partials), plan)
@@ -150,6 +159,7 @@ def _finish(
         DP=plan.blocks["DP"],
         BS=plan.blocks["BS"],
         num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -166,8 +176,9 @@ def _choose(lanes: Tensor, state: LaneState, spec: StepSpec) -> None:
         C=C,
         **_order(spec),
         PER_LAYER=spec.per_layer,
-        BS=min(pad(C), 1024),
+        BS=min(pad(C), _CHOOSE_TILE),
         num_warps=4,
+        **OPTIONS,
     )
 
 
@@ -184,6 +195,7 @@ def _plan(
     return _Plan(
         splits=-(-C // span),
         span=span,
+        num_warps=8 if dtype == torch.float32 else 4,  # its products need twice the registers
         shape={"HKV": Hkv, "G": Hq // Hkv, "C": C, "D": D},
         rule={
             "STATISTIC": spec.rule.statistic or "none",
@@ -196,7 +208,7 @@ def _plan(
             "DP": DP,
             "BC": BC,
             "GS": GS,
-            "BS": min(pad(C), max(128, _SCORE_TILE // GS)),
+            "BS": min(pad(C), max(16, _SCORE_TILE // GS)),
         },
     )
 

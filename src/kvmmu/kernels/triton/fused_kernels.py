@@ -135,8 +135,8 @@ def attend_slots(
         places = slots[:, None] * D + dims[None, :]
         mask = held[:, None] & (dims < D)[None, :]
         k_tile = tl.load(keys + places, mask=mask, other=0.0)
+        mask = visible[:, None] & (dims < D)[None, :]  # what nobody sees may be NaN
         v_tile = tl.load(values + places, mask=mask, other=0.0)
-        v_tile = tl.where(visible[:, None], v_tile, 0.0)  # what nobody sees may be NaN
         if UPCAST:
             k_tile = k_tile.to(tl.float32)
             v_tile = v_tile.to(tl.float32)
@@ -253,7 +253,7 @@ def finish_slots(
     total = tl.sum(tl.load(sums + parts, mask=is_part, other=0.0) * weights, 1)
     total = tl.where(heads < G, total, 1.0)
     mixed = tl.zeros([GS, DP], tl.float32)
-    for split in range(0, SPLITS):
+    for split in range(SPLITS):
         part = (first + heads) * SPLITS + split
         weight = tl.exp2(tl.load(peaks + part, mask=heads < G, other=float("-inf")) - peak)
         places = part[:, None] * D + dims[None, :]

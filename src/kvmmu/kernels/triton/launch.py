@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "IS_INTERPRETED",
+    "OPTIONS",
     "block_rows",
     "choose_splits",
     "num_processors",
@@ -23,9 +24,12 @@ __all__ = [
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Read once, as triton does where a kernel is defined."""
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: product and sum may be one instruction, whatever Triton's default becomes."""
+
 _TILE_BYTES = 16384
-"""Of a tile of K or V: with three stages, K's and V's take 64 to 96 KiB of shared memory, so that
-two programs share a multiprocessor of 228 KiB (one of 164) and one loads while the other adds."""
+"""Of a tile of K or V: two buffers of each are 64 KiB of shared memory, so two or three programs
+share a multiprocessor and one loads while another computes."""
 
 _LEAST_SPAN = 128
 """Slots of a split: below, a program spends as long starting as it saves by reading less."""
@@ -36,9 +40,13 @@ def pad(size: int, *, least: int = 1) -> int:
     return max(least, 1 << max(size - 1, 0).bit_length())
 
 
-def block_rows(dim: int, itemsize_bytes: int, *, most: int = 128) -> int:
-    """Return how many rows of a padded head dimension make a tile; tl.dot takes 16 or more."""
-    return max(16, min(most, _TILE_BYTES // (dim * itemsize_bytes)))
+def block_rows(dim: int, itemsize_bytes: int) -> int:
+    """Return how many rows of a padded head dimension make a tile.
+
+    At most 64 of 16 bits or 32 of 32 bits, whose products fit the registers; at least the 16
+    that tl.dot takes.
+    """
+    return max(16, min(128 // itemsize_bytes, _TILE_BYTES // (dim * itemsize_bytes)))
 
 
 def choose_splits(num_programs: int, num_slots: int, processors: int) -> int:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvmmu.kernels.triton.launch import on_device, pad
+from kvmmu.kernels.triton.launch import OPTIONS, on_device, pad
 
 __all__ = ["select_victims", "write_slots"]
 
@@ -40,6 +40,7 @@ def write_slots(store: Tensor, slots: Tensor, rows: Tensor, valid: Tensor | None
             BLOCK=pad(width),
             HAS_VALID=valid is not None,
             num_warps=1,
+            **OPTIONS,
         )
 
 
@@ -51,7 +52,14 @@ def select_victims(ranks: Tensor) -> Tensor:
         return victims
     with on_device(ranks.device):
         _least_rank[(B * Hkv,)](
-            ranks, victims, *ranks.stride(), HKV=Hkv, C=C, BLOCK=min(pad(C), 1024), num_warps=4
+            ranks,
+            victims,
+            *ranks.stride(),
+            HKV=Hkv,
+            C=C,
+            BLOCK=min(pad(C), 1024),
+            num_warps=4,
+            **OPTIONS,
         )
     return victims
 

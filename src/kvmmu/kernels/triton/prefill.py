@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kvmmu.kernels.contract import PLANES, AttendSpec
-from kvmmu.kernels.triton.launch import IS_INTERPRETED, block_rows, on_device, pad
+from kvmmu.kernels.triton.launch import IS_INTERPRETED, OPTIONS, block_rows, on_device, pad
 from kvmmu.kernels.triton.prefill_kernels import attend_queries, reduce_keys
 
 __all__ = ["attend"]
@@ -113,7 +113,7 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, spec: AttendSpec) -> dict[str, Any]
     _, Hq, Q, D = q.shape
     _, Hkv, N, _ = k.shape
     G, DP = Hq // Hkv, pad(D, least=16)
-    BN = block_rows(max(DP, pad(v.shape[3])), q.element_size(), most=64)
+    BN = block_rows(max(DP, pad(v.shape[3])), q.element_size())
     return {
         "HKV": Hkv,
         "G": G,
@@ -124,7 +124,8 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, spec: AttendSpec) -> dict[str, Any]
         "BM": max(16, min(BN, pad(Q * G))),
         "BN": max(16, min(BN, pad(N))),
         "DP": DP,
-        "num_warps": 4,
+        **OPTIONS,
+        "num_warps": 8 if q.dtype == torch.float32 else 4,
     }
 
 

@@ -210,7 +210,7 @@ def reduce_keys(
         visible = _visible(key_at, at, HORIZON)
         of_group = tl.zeros([BM, BN], tl.float32)
         squares = tl.zeros([BM, BN], tl.float32)
-        for g in range(0, G):
+        for g in range(G):
             heads = head * G + g
             mask = is_query[:, None] & (dims < D)[None, :]
             offsets = row * q_row + heads * q_head + queries * q_query

@@ -31,20 +31,50 @@ def ranks_of(
     HORIZON 0 means none. Ages stay integers because float32 rounds positions past 2**24.
     """
     if AGE:
-        ranks = positions
-        last: tl.constexpr = 2147483647
-        early: tl.constexpr = -2147483647
-        first: tl.constexpr = -2147483648
+        ranks = _in_order(
+            positions,
+            positions,
+            newest,
+            2147483647,
+            -2147483647,
+            -2147483648,
+            NUM_SINKS,
+            WINDOW,
+            HORIZON,
+        )
     else:
-        ranks = tl.where(scores == scores, scores, float("inf"))
-        last: tl.constexpr = float("inf")
-        early: tl.constexpr = -3.4028234663852886e38
-        first: tl.constexpr = float("-inf")
+        ranks = _in_order(
+            tl.where(scores == scores, scores, float("inf")),
+            positions,
+            newest,
+            float("inf"),
+            -3.4028234663852886e38,
+            float("-inf"),
+            NUM_SINKS,
+            WINDOW,
+            HORIZON,
+        )
+    return ranks
+
+
+@triton.jit
+def _in_order(
+    ranks,
+    positions,
+    newest,
+    LAST: tl.constexpr,
+    EARLY: tl.constexpr,
+    FIRST: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HORIZON: tl.constexpr,
+):
+    """Put the KV-MMU's order over a policy's: protected last, out of reach early, empty first."""
     is_protected = (positions < NUM_SINKS) | (positions > newest - WINDOW)
-    ranks = tl.where(is_protected, last, ranks)
+    ranks = tl.where(is_protected, LAST, ranks)
     if HORIZON > 0:
-        ranks = tl.where(positions <= newest - HORIZON, early, ranks)
-    return tl.where(positions < 0, first, ranks)
+        ranks = tl.where(positions <= newest - HORIZON, EARLY, ranks)
+    return tl.where(positions < 0, FIRST, ranks)
 
 
 @triton.jit

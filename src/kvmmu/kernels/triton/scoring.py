@@ -103,7 +103,7 @@ def choose_slots(
         least, least_at = running_least(least, least_at, ranks, slots, inside)
     victim = settle_least(least, least_at)
     if PER_LAYER:
-        for head in range(0, HKV):
+        for head in range(HKV):
             tl.store(victims + here + head, victim)
     else:
         tl.store(victims + here, victim)
