@@ -1,0 +1,353 @@
+"""One point of the grid: every candidate at one batch, context and C, in alternated rounds.
+
+Candidates that do not fit memory together are measured in groups; ours are in every group, so
+that each ratio is of one run. Prompts of a batch are alike; a peer that can copies the row it has
+read (its `fans_out`), the others read them all.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvmmu.evals.bench.candidates import BANDWIDTH, NO_SCORES, Candidate, python_of
+from kvmmu.evals.bench.convert import ConversionError
+from kvmmu.evals.bench.model import BenchModel
+from kvmmu.evals.bench.process import Child, ChildError
+from kvmmu.evals.bench.rounds import Clock, Rounds, Turn, alternate, quartiles
+
+__all__ = ["Point", "Timing", "Worker", "measure_point"]
+
+_PARITY = 16
+"""Greedy tokens that are compared."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A batch of prompts of `context` tokens, C slots."""
+
+    batch: int
+    context: int
+    num_slots: int
+
+    @property
+    def room(self) -> int:
+        """Count the tokens that may be decoded: an eighth of the context, 64 at least."""
+        return max(64, self.context // 8)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long and how often: rounds that count, seconds a turn and of one prefill."""
+
+    rounds: int = 7
+    turn_s: float = 0.3
+    max_prefill_s: float = 300.0
+    threads: int = 2
+    policy: str = "rce"
+    pythons: dict[str, str] = field(default_factory=dict)
+    convert_dir: Path = Path()
+    log_dir: Path = Path()
+
+
+class Worker:
+    """A candidate's child at a point, with what it has measured so far."""
+
+    def __init__(self, candidate: Candidate, point: Point, model: BenchModel, how: Timing) -> None:
+        """Start the child and let it load the model. Raises ChildError or ConversionError."""
+        self.candidate, self.point, self.how = candidate, point, how
+        python = python_of(candidate, how.pythons)
+        path = model.converted(candidate.source, how.convert_dir, python)
+        log = how.log_dir / f"{candidate.name.replace(' ', '-')}.log"
+        self.child = Child(python, candidate.file, log, threads=how.threads)
+        self.clock = Clock(how.threads)
+        self.figures: dict[str, Any] = {}
+        self.tokens: list[int] = []
+        self.left = point.room
+        try:
+            facts = self.child.ask("open", settings=self._settings(path))["facts"]
+        except ChildError:
+            self.child.close()
+            raise
+        self.fans_out = bool(facts["fans_out"])
+        self.figures |= {"version": facts["version"], "weight_bytes": facts["weight_bytes"]}
+
+    def _settings(self, path: Path) -> dict[str, Any]:
+        point = self.point
+        made: dict[str, Any] = {
+            "model": str(path),
+            "threads": self.how.threads,
+            "num_slots": point.num_slots,
+            "context": point.context + point.room,
+            "max_batch": point.batch,
+            "policy": self.how.policy,
+            **self.candidate.settings,
+        }
+        made["evict_tokens"] = point.num_slots if made.pop("is_evicting", False) else None
+        return made
+
+    def prefill(self, prompt: list[int]) -> None:
+        """Read the prompt, after a short one that warms up; more than once where that is quick."""
+        self.child.ask("prefill", prompts=[prompt[: min(len(prompt), 320)]])
+        self.child.ask("decode", count=4)
+        batch = self.point.batch
+        prompts = [prompt] * (1 if self.fans_out else batch)
+        seconds: list[float] = []
+        while not seconds or (len(seconds) < 3 and sum(seconds) < 4):
+            self.child.ask("clear")
+            made, taken = self.clock.watch(lambda: self.child.ask("prefill", prompts=prompts))
+            seconds.append(made["wall_s"])
+            if len(seconds) == 1:
+                growth = made["peak_bytes"] - made["before_bytes"]
+                self.figures |= {"prefill_growth_bytes": growth}
+            self.figures["prefill_taken"] = min(taken, self.figures.get("prefill_taken", 1.0))
+        if self.fans_out:
+            self.child.ask("spread", count=batch)
+        best = min(seconds)  # of a long computation, the least disturbed run
+        self.figures |= {"prefill_s": seconds, "prefill_tokens": len(prompts) * len(prompt)}
+        self.figures |= {"prefill_tokens_per_s": len(prompts) * len(prompt) / best}
+        self.figures["ttft_s"] = best
+        self.figures["is_batch_prefill"] = len(prompts) > 1
+        self.tokens = [made["value"][0]]
+        self.figures["kv_bytes"] = self.child.ask("kv_bytes")["value"]
+
+    def first_tokens(self) -> None:
+        """Decode what is compared, and set how many steps a turn has."""
+        made = self.child.ask("decode", count=_PARITY - 1)
+        self.tokens += made["value"][0] if made["value"] else []
+        step_s = made["wall_s"] / (_PARITY - 1)
+        self.left -= _PARITY - 1
+        most = max(2, self.left // (2 * self.how.rounds))
+        self.steps = max(2, min(most, int(self.how.turn_s / step_s)))
+
+    def turn(self) -> Turn:
+        """Take one turn."""
+        made, taken = self.clock.watch(lambda: self.child.ask("decode", count=self.steps))
+        return Turn(made["wall_s"] * 1e3 / self.steps, taken)
+
+
+def measure_point(
+    candidates: list[Candidate],
+    point: Point,
+    model: BenchModel,
+    how: Timing,
+    *,
+    rates: dict[str, float],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Measure all candidates; returns a group's result for each group, failed rows included.
+
+    `rates` holds prefill tokens/s by candidate as far as known, and is added to.
+    """
+    groups = []
+    for group in _groups(candidates, point, model):
+        groups.append(_measure_group(group, point, model, how, rates=rates, say=say))
+    return groups
+
+
+def _groups(candidates: list[Candidate], point: Point, model: BenchModel) -> list[list[Candidate]]:
+    """Put peers into groups that fit into four fifths of the free memory beside ours."""
+    ours = [c for c in candidates if c.is_ours]
+    own = sum(_needed_bytes(c, point, model) for c in ours)
+    free = 0.8 * model.free_bytes() - own
+    groups: list[list[Candidate]] = [[]]
+    left = free
+    for c in candidates:
+        if c.is_ours:
+            continue
+        needed = _needed_bytes(c, point, model)
+        if needed > left and groups[-1]:
+            groups.append([])
+            left = free
+        groups[-1].append(c)
+        left -= needed
+    return [ours + peers for peers in groups]
+
+
+def _needed_bytes(c: Candidate, point: Point, model: BenchModel) -> int:
+    """Guess what a candidate's process takes: weights twice, K and V, and a base."""
+    tokens = point.num_slots if c.holds == "slots" else point.context + point.room
+    kv = tokens * point.batch * model.kv_elements_per_token * c.kv_element_bytes
+    twice = 1.6 if c.name.startswith("transformers-dynamic") else 1.1  # cat copies as it grows
+    return int(kv * twice + 2 * model.weight_bytes + 6e8)
+
+
+def _measure_group(
+    group: list[Candidate],
+    point: Point,
+    model: BenchModel,
+    how: Timing,
+    *,
+    rates: dict[str, float],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    prompt = prompt_ids(model, point.context)
+    rows: dict[str, dict[str, Any]] = {}
+    workers: dict[str, Worker] = {}
+    try:
+        for c in [BANDWIDTH, *group]:
+            say(f"{c.name}: prefill")
+            reason = _too_much(c, point, model, how, rates)
+            if reason:
+                rows[c.name] = _failed(c, "skipped", reason)
+                continue
+            try:
+                worker = Worker(c, point, model, how)
+                workers[c.name] = worker
+                if c is not BANDWIDTH:
+                    worker.prefill(prompt)
+                    rates[c.name] = worker.figures["prefill_tokens_per_s"]
+                worker.first_tokens()
+            except (ChildError, ConversionError) as error:
+                rows[c.name] = _failed(c, "failed", str(error))
+                _drop(workers, c.name)
+        rounds = _rounds(workers, rows, how, say)
+        return _result(point, group, workers, rows, rounds, model)
+    finally:
+        for worker in workers.values():
+            worker.child.close()
+
+
+def _drop(workers: dict[str, Worker], name: str) -> None:
+    worker = workers.pop(name, None)
+    if worker is not None:
+        worker.child.close()
+
+
+def _rounds(
+    workers: dict[str, Worker],
+    rows: dict[str, dict[str, Any]],
+    how: Timing,
+    say: Callable[[str], None],
+) -> Rounds:
+    """Take the turns; a candidate that fails in one leaves, and the rounds begin again."""
+    while True:
+        say("decode, in turns: " + ", ".join(n for n in workers if n != BANDWIDTH.name))
+        failed: list[str] = []
+
+        def step(name: str) -> Callable[[], Turn]:
+            def take() -> Turn:
+                try:
+                    return workers[name].turn()
+                except ChildError as error:
+                    rows[name] = _failed(workers[name].candidate, "failed", str(error))
+                    failed.append(name)  # noqa: B023
+                    raise
+
+            return take
+
+        try:
+            return alternate({name: step(name) for name in workers}, rounds=how.rounds)
+        except ChildError:
+            for name in failed:
+                _drop(workers, name)
+
+
+def prompt_ids(model: BenchModel, length: int) -> list[int]:
+    """Draw a prompt of ids that are no bytes and not the end."""
+    draw = random.Random(length)
+    low = min(256, model.vocab // 2)
+    return [draw.randrange(low, model.vocab - 1) for _ in range(length)]
+
+
+def _too_much(
+    c: Candidate, point: Point, model: BenchModel, how: Timing, rates: dict[str, float]
+) -> str | None:
+    """Say why a candidate is not tried: memory, or a prefill known to be too long."""
+    needed, free = _needed_bytes(c, point, model), model.free_bytes()
+    if needed > free:
+        return f"needs about {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
+    rows = point.batch if c.family in ("openvino-genai",) or c.name.startswith("engine") else 1
+    rate = rates.get(c.name)
+    if rate and rows * point.context / rate > how.max_prefill_s:
+        seconds = rows * point.context / rate
+        return (
+            f"prefill of {rows * point.context:,} tokens would take {seconds:.0f} s or more; "
+            "raise --max-prefill-s"
+        )
+    return None
+
+
+def _failed(c: Candidate, status: str, reason: str) -> dict[str, Any]:
+    return {"candidate": c.name, "status": status, "reason": reason}
+
+
+def _result(
+    point: Point,
+    group: list[Candidate],
+    workers: dict[str, Worker],
+    rows: dict[str, dict[str, Any]],
+    rounds: Rounds,
+    model: BenchModel,
+) -> dict[str, Any]:
+    """Put a group's figures together."""
+    read_gbps = 0.0
+    if BANDWIDTH.name in workers:
+        size = workers[BANDWIDTH.name].figures["weight_bytes"]
+        read_gbps = size / min(rounds.times_ms(BANDWIDTH.name)) / 1e6
+    exact = workers.get("transformers-dynamic")
+    for c in group:
+        if c.name in workers:
+            rows[c.name] = _row(c, workers, rounds, point, model, read_gbps)
+            if exact and exact.tokens and (c.is_exact or c.holds == "slots"):
+                pairs = zip(workers[c.name].tokens, exact.tokens)
+                same = [mine == theirs for mine, theirs in pairs]
+                equal = same.index(False) if False in same else len(same)
+                must = c.is_exact or (c.precision == "fp32" and point.num_slots >= point.context)
+                rows[c.name] |= {"tokens_equal": equal, "tokens_of": len(same)}
+                rows[c.name]["must_equal"] = must
+    return {
+        "batch": point.batch,
+        "context": point.context,
+        "num_slots": point.num_slots,
+        "read_gbps": read_gbps,
+        "num_rounds": rounds.num_rounds,
+        "num_valid_rounds": len(rounds.valid),
+        "is_void": rounds.is_void,
+        "rows": [rows[c.name] for c in group],
+    }
+
+
+def _row(
+    c: Candidate,
+    workers: dict[str, Worker],
+    rounds: Rounds,
+    point: Point,
+    model: BenchModel,
+    read_gbps: float,
+) -> dict[str, Any]:
+    """Collect one candidate's figures."""
+    worker, step_ms = workers[c.name], rounds.median_ms(c.name)
+    tokens = point.num_slots if c.holds != "full" else point.context
+    kv = point.batch * tokens * model.kv_elements_per_token * c.kv_element_bytes
+    bound_ms = (worker.figures["weight_bytes"] + kv) / read_gbps / 1e6 if read_gbps else None
+    against = {
+        name: [statistics.median(x), *quartiles(x)]
+        for name, other in workers.items()
+        if other.candidate is not BANDWIDTH and name != c.name
+        for x in [rounds.speedups(c.name, name)]
+    }
+    row = {
+        "candidate": c.name,
+        "family": c.family,
+        "precision": c.precision,
+        "note": c.note,
+        "status": "ok",
+        "step_ms": step_ms,
+        "step_quartiles_ms": quartiles(rounds.times_ms(c.name)),
+        "decode_tokens_per_s": point.batch * 1e3 / step_ms,
+        "bound_ms": bound_ms,
+        "over_bound": step_ms / bound_ms if bound_ms else None,
+        "steps_a_turn": worker.steps,
+        "speedup_over": against,
+        **worker.figures,
+    }
+    without = c.name + "-no-scores"
+    if without in workers and c.settings.get("policy") != NO_SCORES:
+        shares = [1 - 1 / x for x in rounds.speedups(without, c.name)]
+        row["upkeep_share"] = [statistics.median(shares), *quartiles(shares)]
+    return row
