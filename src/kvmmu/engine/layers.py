@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvmmu.engine.config import ModelConfig
+from kvmmu.engine.linear import is_transposed
 from kvmmu.engine.rope import angles, frequencies, turn
 from kvmmu.engine.tensors import Weights
 
@@ -37,6 +38,8 @@ class TorchLayers:
         x = F.embedding(tokens, w.embed).float()
         if w.positions is not None:
             x += F.embedding(positions + self.config.position_offset, w.positions)
+        if is_transposed(x.shape[0], w.dtype, x.device):
+            x = x.t().contiguous().t()  # as the products come: sums then run along memory
         if self.freqs is None or not self.rotates:
             return x, None
         cos, sin = angles(self.freqs, positions)
@@ -48,7 +51,7 @@ class TorchLayers:
         N = x.shape[0]
         if c.norm_place == "pre":
             x = self._norm(x, w.attn_norm, w.attn_norm_bias)
-        qkv = w.qkv(x.to(self.weights.dtype))  # [N, (Hq + 2 Hkv) D]
+        qkv = w.qkv(x.to(self.weights.dtype)).contiguous()  # [N, (Hq + 2 Hkv) D]
         if c.qk_norm is not None:
             assert w.q_norm is not None
             assert w.k_norm is not None
@@ -77,13 +80,15 @@ class TorchLayers:
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of x [R,H], float32 [R,V]."""
         w = self.weights
-        return w.head(self._norm(x, w.final_norm, w.final_norm_bias).to(w.dtype)).float()
+        logits = w.head(self._norm(x, w.final_norm, w.final_norm_bias).to(w.dtype))
+        return logits.float().contiguous()
 
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Norm x [...,H], float32."""
-        if self.config.norm == "rms":
-            return F.rms_norm(x, x.shape[-1:], weight, self.config.norm_eps)
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.config.norm_eps)
+        """Norm x [...,H], float32, in the layout that it has."""
+        if self.config.norm == "layer":
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.config.norm_eps)
+        mean = x.square().mean(-1, keepdim=True)  # [...,1]
+        return (x * mean.add_(self.config.norm_eps).rsqrt_()).mul_(weight)
 
     def _norm_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Norm the queries and keys of qkv [N, (Hq + 2 Hkv) D], by head or whole."""
