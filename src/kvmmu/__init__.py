@@ -7,6 +7,9 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from kvmmu.accel.api import list_accelerators, simulate
+    from kvmmu.engine.engine import Engine
+    from kvmmu.engine.lane_class import LaneClass
+    from kvmmu.engine.request import SamplingParams
     from kvmmu.errors import (
         CapacityError,
         IntegrityError,
@@ -33,14 +36,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CapacityError": "errors",
+    "Engine": "engine.engine",
     "H2O": "policies.h2o",
     "IntegrityError": "errors",
     "KVMMUError": "errors",
     "KeyDiff": "policies.keydiff",
     "LM": "hf.lm",
+    "LaneClass": "engine.lane_class",
     "Novelty": "policies.novelty",
     "RCE": "policies.rce",
     "Random": "policies.random",
+    "SamplingParams": "engine.request",
     "SlotCache": "hf.cache",
     "SnapKV": "policies.snapkv",
     "SpecError": "errors",
@@ -59,14 +65,17 @@ _HOMES = {
 
 __all__ = [
     "CapacityError",
+    "Engine",
     "H2O",
     "IntegrityError",
     "KVMMUError",
     "KeyDiff",
     "LM",
+    "LaneClass",
     "Novelty",
     "RCE",
     "Random",
+    "SamplingParams",
     "SlotCache",
     "SnapKV",
     "SpecError",

@@ -207,9 +207,8 @@ class LanePool:
 
         valid = spread(is_real[:, None])[:, 0]  # [B,1]
         index = torch.zeros_like(valid, dtype=torch.int64)
-        mmu = self.mmus[layer]
-        spread_out = (spread(q), spread(k), spread(v))
-        out = mmu.forward(*spread_out, valid, scale=self.scale, index=index)  # [B,Hq,1,D]
+        q, k, v = spread(q), spread(k), spread(v)  # [B,H,1,D]
+        out = self.mmus[layer].forward(q, k, v, valid, scale=self.scale, index=index)
         return out[:, :, 0][rows.clamp(max=B - 1)] * is_real[:, None, None]
 
     def prefill(self, layer: int, lane: int, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -223,10 +222,10 @@ class LanePool:
         if T == 1 and self._fused is not None:
             at = self._states[layer].num_seen[lane : lane + 1].clone()
             return self.decode(layer, q, k, v, ids, at)
-        rows = [x.transpose(0, 1)[None] for x in (q, k, v)]  # [1,H,T,D] each
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1,H,T,D]
         index = torch.zeros(1, T, dtype=torch.int64, device=q.device)
         view = self._views[layer][lane]
-        out = view.forward(*rows, None, scale=self.scale, start=start, index=index)
+        out = view.forward(q, k, v, None, scale=self.scale, start=start, index=index)
         if self._fused is not None:
             self._fused.refresh(ids, self._states[layer], self._specs[layer])
         return out[0].transpose(0, 1)
