@@ -1,7 +1,9 @@
 """y = x W^T for few rows: one thread's share of the columns, and what follows a product.
 
 Each number of y is one sum of `dots`: its bits do not depend on the other rows, on their number
-or on the share of the thread. W's rows are whole vectors long (zeros behind the K that count).
+or on the share of the thread. The rows of x are laid out by `put_row`: where K is no multiple of
+LANES, one more vector holds the terms that are left, at its end, behind zeros; W is read as it is,
+its last vector overlapping the one before.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ import numpy as np
 from numba import njit
 
 from kvmmu.kernels.native.access import floats_at, put_floats
-from kvmmu.kernels.native.operations import add, load, mul, splat, store, write
+from kvmmu.kernels.native.operations import add, mul, read, write
 from kvmmu.kernels.native.tiles import dots
 from kvmmu.kernels.native.vectors import LANES, REGISTERS
 
-__all__ = ["finish_product", "padded", "product", "share"]
+__all__ = ["finish_product", "product", "put_row", "row_width", "share"]
 
 F, F4 = np.float32, np.float32(0)
 
@@ -23,9 +25,20 @@ _IS_WIDE = REGISTERS >= 32
 
 
 @njit
-def padded(num):
-    """Round up to whole vectors."""
-    return (num + LANES - 1) // LANES * LANES
+def row_width(K):
+    """Return how many floats a row of K takes as `put_row` lays it out."""
+    return K - K % LANES + (LANES if K % LANES else 0)
+
+
+@njit
+def put_row(x, K, row):
+    """Lay out K floats at x, an address, in row [row_width(K)] as `product` reads them."""
+    num = K - K % LANES
+    for k in range(num):
+        row[k] = read(F4, x + 4 * k)
+    for i in range(row.shape[0] - num):
+        k = K - LANES + i
+        row[num + i] = read(F4, x + 4 * k) if k >= num else F(0)
 
 
 @njit
@@ -57,22 +70,37 @@ def _tile(kind, x, x_bytes, M, w, w_tile, span, out, out_bytes):
             m += 1
 
 
+@njit
+def _short_product(kind, x, M, w, w_bytes, out, out_bytes, first, last, K):
+    """Do what `product` does where a row is less than a vector."""
+    for m in range(M):
+        for n in range(first, last):
+            y = F(0)
+            for k in range(K):
+                y += x[m, LANES - K + k] * read(kind, w + n * w_bytes + k * (w_bytes // K))
+            write(F4, out + m * out_bytes + 4 * n, y)
+
+
 @njit(inline="never")
-def product(kind, x, x_bytes, M, w, w_bytes, out, out_bytes, first, last, num_terms):
+def product(kind, x, w, w_bytes, out, out_bytes, first, last, K):
     """Put x @ W[first:last]^T into out[:, first:last], float32, without scale and bias.
 
-    num_terms: numbers in a row of W and of x, a multiple of LANES.
+    x float32 [M, row_width(K)]; w and out are addresses, with the bytes of a row.
     """
-    span = (np.int64(num_terms), np.int64(-1))
+    M, width = x.shape
+    if K < LANES:
+        _short_product(kind, x, M, w, w_bytes, out, out_bytes, first, last, K)
+        return
+    span = (np.int64(K - K % LANES), np.int64(K - LANES if K % LANES else -1))
     edge = np.empty((M, 4), np.float32)
-    out_bytes = np.int64(out_bytes)
+    x_at, out_bytes = np.int64(x.ctypes.data), np.int64(out_bytes)
     for n in range(first, last, 4):
         w_tile = (np.int64(n), np.int64(last - 1), np.int64(w_bytes))
         if last - n >= 4:
-            _tile(kind, x, x_bytes, M, w, w_tile, span, np.int64(out + 4 * n), out_bytes)
+            _tile(kind, x_at, 4 * width, M, w, w_tile, span, np.int64(out + 4 * n), out_bytes)
         else:
             here = np.int64(edge.ctypes.data)
-            _tile(kind, x, x_bytes, M, w, w_tile, span, here, np.int64(16))
+            _tile(kind, x_at, 4 * width, M, w, w_tile, span, here, np.int64(16))
             for m in range(M):
                 for i in range(last - n):
                     write(F4, out + m * out_bytes + 4 * (n + i), edge[m, i])
