@@ -116,16 +116,15 @@ def attend_slots(
     value = tl.load(v + row * v_row + head * v_head + dims, mask=dims < D, other=0.0)
     newest = tl.sum(q_tile.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale_log2  # [GP]
     low = split * SPAN
-    high = tl.minimum(low + SPAN, C)
     if UPCAST:
         q_tile = q_tile.to(tl.float32)
 
     peak = tl.full([GP], float("-inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
     mixed = tl.zeros([GP, DP], tl.float32)
-    for start in range(low, high, BC):
-        slots = start + tl.arange(0, BC)
-        inside = slots < high
+    for start in range(0, SPAN, BC):
+        slots = low + start + tl.arange(0, BC)
+        inside = slots < C
         is_victim = slots == victim
         held = inside & (slots != victim)
         held_positions = tl.load(positions + slots, mask=held, other=-1)
@@ -154,7 +153,7 @@ def attend_slots(
         mixed = tl.dot(p.to(v_tile.dtype), v_tile, mixed * alpha[:, None], input_precision="ieee")
         peak = new_peak
 
-    is_here = (victim >= low) & (victim < high)
+    is_here = (victim >= low) & (victim < low + SPAN)
     if is_here:
         mixed += tl.exp2(newest - peak)[:, None] * value.to(tl.float32)[None, :]
         tl.store(keys + victim * D + dims, key, mask=dims < D)
