@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kvmmu.rtl.gates.simulate import GateSimulation
 from kvmmu.rtl.measure import items_for, measure_build, settings_for
 from kvmmu.rtl.ports import header_layout, image_layout
 from kvmmu.rtl.replay import Replay, _Images, replay_on_netlist
+from kvmmu.rtl.report import REPORT
+from kvmmu.rtl.synth import NETLIST
 from kvmmu.rtl.verify.traces import read_decodes, trace_items
 
 TRACE = Path(__file__).parent / "data" / "layer.trace"
@@ -145,6 +148,18 @@ def test_a_block_must_have_every_head_of_the_trace_equally_often() -> None:
 
 def test_a_folder_without_a_build_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="make it with `kvmmu rtl build`"):
+        measure_build(tmp_path, TRACE, liberty=None)
+
+
+@pytest.mark.parametrize("report", ['{"clock_mhz": 100}', "{", None])
+def test_a_build_that_was_not_synthesised_last_is_refused(
+    folder: Path, tmp_path: Path, report: str | None
+) -> None:
+    (tmp_path / "synth").mkdir()
+    shutil.copy(folder / "synth" / NETLIST, tmp_path / "synth")
+    if report is not None:
+        (tmp_path / REPORT).write_text(report)
+    with pytest.raises(ValueError, match="the build must hold a netlist and its report"):
         measure_build(tmp_path, TRACE, liberty=None)
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kvmmu.rtl.build import toy_liberties
 from kvmmu.rtl.config import BlockConfig
@@ -127,13 +128,9 @@ def measure_build(
 
     Raises ValueError for a folder without a netlist, or libraries that are not the build's.
     """
-    report_file, netlist_file = folder / REPORT, folder / "synth" / NETLIST
-    if not report_file.is_file() or not netlist_file.is_file():
-        raise ValueError(
-            f"the build must hold {REPORT} and a netlist, got {str(folder)!r}; "
-            "make it with `kvmmu rtl build`"
-        )
-    report = json.loads(report_file.read_text(encoding="utf-8"))
+    report, netlist_file = _report(folder), folder / "synth" / NETLIST
+    if clock_mhz is not None and not clock_mhz > 0:
+        raise ValueError(f"clock_mhz must be above 0, got {clock_mhz!r}")
     if sram_liberties and liberty is None:
         raise ValueError("sram_liberties must go with a liberty, got them alone")
     toy, toy_sram = toy_liberties()
@@ -159,6 +156,22 @@ def measure_build(
         config,
         settings_for(read, config, beats=beats),
         items_for(read, config, beats=beats, most_steps=most_steps),
-        period_ns=1e3 / (clock_mhz or report["clock_mhz"]),
+        period_ns=1e3 / (report["clock_mhz"] if clock_mhz is None else clock_mhz),
         mass_probability=mass_probability,
     )
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Read what a build with synthesis wrote of itself. Raises ValueError if there is none."""
+    file = folder / REPORT
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        is_whole = "library" in report and (folder / "synth" / NETLIST).is_file()
+    except (OSError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"the build must hold a netlist and its {REPORT}, got {str(folder)!r}; "
+            "make it with `kvmmu rtl build`, without --no-synth"
+        )
+    return report
