@@ -1,13 +1,13 @@
 """Native CPU kernels: numba functions on the memory of PyTorch's tensors.
 
-    vectors.py     a vector type for numba, and what emits LLVM IR for it
-    operations.py  operations on vectors and addresses
-    tiles.py       the inner loops of all products
-    functions.py   exp and what activations need
-    heads.py       the fused step of one KV head
-    attention.py   the fused step over rows and heads, on threads
-    fused.py       step, refresh: the fused step's contract on tensors
-    threads.py     how many threads a call runs on
+vectors.py     a vector type for numba, and what emits LLVM IR for it
+operations.py  operations on vectors and addresses
+tiles.py       the inner loops of all products
+functions.py   exp and what activations need
+heads.py       the fused step of one KV head
+attention.py   the fused step over rows and heads, on threads
+fused.py       step, refresh: the fused step's contract on tensors
+threads.py     how many threads a call runs on
 """
 
 from __future__ import annotations

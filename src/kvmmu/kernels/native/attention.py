@@ -4,6 +4,8 @@ A task reads K once for all query heads of its group, then V once; what it holds
 (G + 1) * C numbers, in the core's cache. No sum depends on the tasks beside it.
 """
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import numpy as np
@@ -26,9 +28,7 @@ def _replace(kv, act, source, target, num, act_bytes, kv_bytes):
 
 
 @njit
-def _some_heads(
-    first, stride, group, slots, columns, kv, act, tables, rows, sizes, rule, numbers
-):
+def _some_heads(first, stride, group, slots, columns, kv, act, tables, rows, sizes, rule, numbers):
     """Do every stride-th (row, KV head); return how many named no lane or slot that exists."""
     tokens = (group, slots, columns, kv, act)
     keys, values, positions, scores, num_seen, victims = tables
@@ -68,7 +68,16 @@ def _some_heads(
         place = (keys + start, values + start, positions + table, scores + table)
         query = q + act_bytes * (n * q_row + h * G * D)
         victim = attend_head(
-            tokens, place, (C, D, kv_bytes), (at, slot), rule, numbers, query, to, act_bytes, scratch
+            tokens,
+            place,
+            (C, D, kv_bytes),
+            (at, slot),
+            rule,
+            numbers,
+            query,
+            to,
+            act_bytes,
+            scratch,
         )
         write(I4, victims + 4 * head, victim)
     return num_bad

@@ -123,7 +123,10 @@ class Block:
         }
         for name, shape in wanted.items():
             matrix: Matrix = getattr(self, name)
-            if (matrix.num_out, matrix.num_in) != shape or matrix.token.dtype != self.qkv.token.dtype:
+            if (
+                matrix.num_out,
+                matrix.num_in,
+            ) != shape or matrix.token.dtype != self.qkv.token.dtype:
                 raise ValueError(
                     f"{name} must be {shape} of qkv's type, got "
                     f"{(matrix.num_out, matrix.num_in)}, {matrix.weight.dtype}"

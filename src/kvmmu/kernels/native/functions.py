@@ -1,5 +1,7 @@
 """Functions of vectors, made of the operations: exp and the activations of MLPs."""
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import numpy as np

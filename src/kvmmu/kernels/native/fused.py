@@ -28,6 +28,7 @@ TOKENS: dict[torch.dtype, Any] = {
 }
 """What stands for a type of numbers in a numba call; numpy has no bfloat16."""
 
+_step_rows: Any = step_rows  # numba's dispatcher, which takes any arguments
 _STATISTICS = {None: NONE, "mass": MASS, "max": MAX, "newest": NEWEST}
 
 
@@ -51,12 +52,17 @@ def step(
     _check(q, k, v, lanes, at, state, out)
     tokens = _tokens(Hq // Hkv, D, state.keys.dtype, q.dtype)
     rows = (
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lanes.data_ptr(), at.data_ptr()
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        lanes.data_ptr(),
+        at.data_ptr(),
     )
     strides = (q.stride(0), k.stride(0), v.stride(0), out.stride(0))
     sizes = (N, B, Hkv, C, D, *strides, state.keys.element_size(), q.element_size())
     numbers = (spec.scale, spec.rule.decay)
-    num_bad = step_rows(*tokens, _tables(state), rows, sizes, _rule(spec), numbers, num_threads())
+    num_bad = _step_rows(*tokens, _tables(state), rows, sizes, _rule(spec), numbers, num_threads())
     if num_bad:
         raise IndexError(f"lanes must be < {B} and victims in [0, {C}), got {num_bad} others")
 

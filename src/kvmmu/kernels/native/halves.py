@@ -7,6 +7,8 @@ thread computes for itself instead. Tuples that travel together:
     norm    (kind, weight, bias)
 """
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import numpy as np
@@ -120,22 +122,23 @@ def project_rows(kind, matrix, norm, norms, eps, x, x_bytes, sizes, heads, turns
 
 
 @njit
-def _some_of_mlp(kind, rows, up, act, is_gated, first, last, K, I, both, hidden):
+def _some_of_mlp(kind, rows, up, act, is_gated, first, last, K, inner, both, hidden):
     """Compute hidden numbers [first, last) of all rows: activation(gate) * up, or of up alone.
 
-    both [M, 2I or I] is where the products go, hidden [M, row_width(I)] where the result goes.
+    both [M, 2I or inner] is where the products go, hidden [M, row_width(inner)]
+    where the result goes.
     """
     M, width = both.shape
     out, out_bytes = np.int64(both.ctypes.data), 4 * width
     _some_columns(kind, rows, up, out, out_bytes, first, last, K, 0, 0)
     if is_gated:
-        _some_columns(kind, rows, up, out, out_bytes, I + first, I + last, K, 0, 0)
+        _some_columns(kind, rows, up, out, out_bytes, inner + first, inner + last, K, 0, 0)
     for m in range(M):
         for i in range(first, last, LANES):
             num = last - i
             y = activate(act, floats_at(out + m * out_bytes + 4 * i, num))
             if is_gated:
-                y = mul(y, floats_at(out + m * out_bytes + 4 * (I + i), num))
+                y = mul(y, floats_at(out + m * out_bytes + 4 * (inner + i), num))
             put_floats(np.int64(hidden.ctypes.data) + 4 * (m * hidden.shape[1] + i), num, y)
 
 
@@ -150,12 +153,12 @@ def _norm_and_add(norm, eps, y, residual, residual_bytes, M, H):
 
 
 @njit
-def _settle(hidden, I):
-    """Move what a last vector needs to its end; see put_row. hidden [M, row_width(I)]."""
-    left = I % LANES
+def _settle(hidden, inner):
+    """Move what a last vector needs to its end; see put_row. hidden [M, row_width(inner)]."""
+    left = inner % LANES
     if left == 0:
         return
-    num = I - left
+    num = inner - left
     for m in range(hidden.shape[0]):
         for i in range(left - 1, -1, -1):
             hidden[m, num + LANES - left + i] = hidden[m, num + i]
@@ -172,14 +175,14 @@ def _address(x):
 def finish_rows(kind, o, up, down, attn_norm, mlp_norm, eps, x, attended, sizes, mlp, out, threads):
     """Add the attention's output product and the MLP to x [M,H], into out [M,H].
 
-    sizes: M, H, width of attended, I, bytes of a row of x and of attended; mlp: activation,
+    sizes: M, H, width of attended, inner, bytes of a row of x and of attended; mlp: activation,
     is_gated, is_post (norms are on what leaves attention and MLP).
     """
-    M, H, A, I, x_bytes, a_bytes = sizes
+    M, H, A, inner, x_bytes, a_bytes = sizes
     act, is_gated, is_post = mlp
     middle = np.empty((M, H), np.float32)
-    both = np.empty((M, 2 * I if is_gated else I), np.float32)
-    hidden = np.empty((M, row_width(I)), np.float32)
+    both = np.empty((M, 2 * inner if is_gated else inner), np.float32)
+    hidden = np.empty((M, row_width(inner)), np.float32)
     no_norm = (np.int64(NO_NORM), np.int64(0), np.int64(0))
     for t in prange(threads):
         rows = _laid_out(attended, a_bytes, M, A, no_norm, eps)
@@ -191,13 +194,13 @@ def finish_rows(kind, o, up, down, attn_norm, mlp_norm, eps, x, attended, sizes,
     for t in prange(threads):
         before = no_norm if is_post else mlp_norm
         rows = _laid_out(_address(middle), 4 * H, M, H, before, eps)
-        a, b = share(I, LANES, t, threads), share(I, LANES, t + 1, threads)
-        _some_of_mlp(kind, rows, up, act, is_gated, a, b, H, I, both, hidden)
-    _settle(hidden, I)
+        a, b = share(inner, LANES, t, threads), share(inner, LANES, t + 1, threads)
+        _some_of_mlp(kind, rows, up, act, is_gated, a, b, H, inner, both, hidden)
+    _settle(hidden, inner)
     for t in prange(threads):
         a, b = share(H, 4, t, threads), share(H, 4, t + 1, threads)
         residual = np.int64(0) if is_post else _address(middle)
-        _some_columns(kind, hidden, down, out, 4 * H, a, b, I, residual, 4 * H)
+        _some_columns(kind, hidden, down, out, 4 * H, a, b, inner, residual, 4 * H)
     if is_post:
         _post(mlp_norm, eps, out, middle, M, H)
 

@@ -8,6 +8,8 @@ Scratch, float32 or int32, is the thread's own: queries [G, ...], weights [G, pa
 [padded C], sums [G, padded D].
 """
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import numpy as np
@@ -24,10 +26,8 @@ from kvmmu.kernels.native.operations import (
     greatest,
     iota,
     is_nan,
-    lane,
     less,
     load,
-    load_ints,
     mul,
     order_key,
     pick,
@@ -38,7 +38,6 @@ from kvmmu.kernels.native.operations import (
     store_ints,
     sub,
     total,
-    with_lane,
     write,
 )
 from kvmmu.kernels.native.tiles import dots, weighted_rows
@@ -46,7 +45,7 @@ from kvmmu.kernels.native.vectors import LANES
 
 __all__ = ["attend_head", "choose_slot"]
 
-F, I = np.float32, np.int32
+F, INT = np.float32, np.int32
 F4, I4 = np.float32(0), np.int32(0)
 
 NONE, MASS, MAX, NEWEST = range(4)
@@ -81,7 +80,7 @@ def _put_queries(group, act, q, q_bytes, queries, D):
 @njit
 def _logits(group, slots, kv, place, size, used, queries, weights):
     """Put q.k of the slots in use into weights [G, *]."""
-    C, D, kv_bytes = size
+    _, D, kv_bytes = size
     if D < LANES:  # in queries, such a row stands at the end of its only vector
         for c in range(used):
             for g in range(len(group)):
@@ -109,13 +108,13 @@ def _mask(group, place, size, used, now, rule, scale, weights, index):
     """
     at, slot = now
     C = size[0]
-    low = splat(I(at - rule[5] if rule[5] > 0 else -1))
+    low = splat(INT(at - rule[5] if rule[5] > 0 else -1))
     for c in range(0, used, LANES):
-        positions = ints_at(place[2] + 4 * c, C - c, I(-1))
-        is_visible = both(greater(positions, splat(I(-1))), greater(positions, low))
-        is_visible = both(is_visible, less(positions, splat(I(at + 1))))
-        here = add(splat(I(c)), iota())
-        store_ints(np.int64(index.ctypes.data) + 4 * c, pick(is_visible, here, splat(I(slot))))
+        positions = ints_at(place[2] + 4 * c, C - c, INT(-1))
+        is_visible = both(greater(positions, splat(INT(-1))), greater(positions, low))
+        is_visible = both(is_visible, less(positions, splat(INT(at + 1))))
+        here = add(splat(INT(c)), iota())
+        store_ints(np.int64(index.ctypes.data) + 4 * c, pick(is_visible, here, splat(INT(slot))))
         for g in range(len(group)):
             spot = np.int64(weights.ctypes.data) + 4 * (g * weights.shape[1] + c)
             logit = mul(load(F4, spot), splat(F(scale)))
@@ -188,12 +187,12 @@ def _rank(positions, scores, newest, rule):
         key = positions
     else:
         key = pick(is_nan(scores), splat(_PROTECTED), order_key(scores))
-    is_edge = less(positions, splat(I(num_sinks)))
-    is_edge = either(is_edge, greater(positions, splat(I(newest - max(window, 1)))))
+    is_edge = less(positions, splat(INT(num_sinks)))
+    is_edge = either(is_edge, greater(positions, splat(INT(newest - max(window, 1)))))
     key = pick(is_edge, splat(_PROTECTED), key)
     if horizon > 0:
-        key = pick(less(positions, splat(I(newest - horizon + 1))), splat(_LEFT_BEHIND), key)
-    return pick(less(positions, splat(I(0))), splat(_EMPTY), key)
+        key = pick(less(positions, splat(INT(newest - horizon + 1))), splat(_LEFT_BEHIND), key)
+    return pick(less(positions, splat(INT(0))), splat(_EMPTY), key)
 
 
 @njit
@@ -208,9 +207,9 @@ def choose_slot(place, heads, head_bytes, C, newest, rule):
         rank = _rank(positions, scores, newest, rule)
         is_less = less(rank, least)
         least = pick(is_less, rank, least)
-        chosen = pick(is_less, add(splat(I(c)), iota()), chosen)
+        chosen = pick(is_less, add(splat(INT(c)), iota()), chosen)
     rank = splat(smallest(least))
-    return smallest(pick(less(rank, least), splat(I(C - 1)), chosen))
+    return smallest(pick(less(rank, least), splat(INT(C - 1)), chosen))
 
 
 @njit
@@ -232,7 +231,7 @@ def _score(group, place, C, at, rule, decay, weights, norms):
                 scores = mass
             else:
                 if grace > 0:
-                    is_old = less(positions, splat(I(at - grace + 1)))
+                    is_old = less(positions, splat(INT(at - grace + 1)))
                     mass = pick(is_old, mass, splat(F(0)))
                 kept = mul(scores, splat(F(decay)))
                 if statistic == MASS:
@@ -243,9 +242,9 @@ def _score(group, place, C, at, rule, decay, weights, norms):
         rank = _rank(positions, scores, at + 1, rule)
         is_less = less(rank, least)
         least = pick(is_less, rank, least)
-        chosen = pick(is_less, add(splat(I(c)), iota()), chosen)
+        chosen = pick(is_less, add(splat(INT(c)), iota()), chosen)
     rank = splat(smallest(least))
-    return smallest(pick(less(rank, least), splat(I(C - 1)), chosen))
+    return smallest(pick(less(rank, least), splat(INT(C - 1)), chosen))
 
 
 @njit

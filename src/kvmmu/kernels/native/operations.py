@@ -1,5 +1,7 @@
 """Operations on vectors and addresses, for use inside numba functions; see vectors.py."""
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,15 +14,12 @@ from numba.extending import intrinsic
 
 from kvmmu.kernels.native.vectors import (
     _ELEMENT,
-    _I32,
-    _I64,
     FLOATS,
     FLOATS_IR,
     INTS,
     INTS_IR,
     LANES,
     TRUTHS,
-    emit_constant,
     emit_fma,
     emit_load,
     emit_narrow,
@@ -42,7 +41,6 @@ __all__ = [
     "greatest",
     "iota",
     "is_nan",
-    "lane",
     "less",
     "load",
     "load_ints",
@@ -57,7 +55,6 @@ __all__ = [
     "store_ints",
     "sub",
     "total",
-    "with_lane",
     "write",
 ]
 
@@ -193,21 +190,6 @@ def shift_left(context, a, places):
 
 
 @intrinsic
-def with_lane(context, a, i, x):
-    """Return a copy whose lane i is x."""
-    kind = types.float32 if a == FLOATS else types.int32
-    emit = _code(lambda builder, kinds, v: builder.insert_element(v[0], v[2], v[1]))
-    return a(a, types.int64, kind), emit
-
-
-@intrinsic
-def lane(context, a, i):
-    """Return lane i."""
-    kind = types.float32 if a == FLOATS else types.int32
-    return kind(a, types.int64), _code(lambda builder, kinds, v: builder.extract_element(*v))
-
-
-@intrinsic
 def order_key(context, a):
     """Return ints in the order of the floats, -0 before 0."""
 
@@ -225,22 +207,26 @@ def total(context, a):
     return types.float32(a), _code(lambda builder, kinds, v: emit_sums(builder, [v[0]])[0])
 
 
-def _reduce(builder: Any, name: str, vector: Any) -> Any:
+def _reduction(name: str) -> Any:
     """Emit one of LLVM's reductions of a vector."""
-    kind = ir.FunctionType(vector.type.element, [vector.type])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [vector])
+
+    def emit(builder: Any, kinds: Any, v: Any) -> Any:
+        kind = ir.FunctionType(v[0].type.element, [v[0].type])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), v)
+
+    return _code(emit)
 
 
 @intrinsic
 def smallest(context, a):
     """Return the least lane of ints. -> int32."""
-    return types.int32(a), _code(lambda b, kinds, v: _reduce(b, f"llvm.vector.reduce.smin.v{LANES}i32", v[0]))
+    return types.int32(a), _reduction(f"llvm.vector.reduce.smin.v{LANES}i32")
 
 
 @intrinsic
 def greatest(context, a):
     """Return the greatest lane of floats, NaN left out where it can be. -> float32."""
-    return types.float32(a), _code(lambda b, kinds, v: _reduce(b, f"llvm.vector.reduce.fmax.v{LANES}f32", v[0]))
+    return types.float32(a), _reduction(f"llvm.vector.reduce.fmax.v{LANES}f32")
 
 
 # Memory: an address is an int64 ------------------------------------------------------------------

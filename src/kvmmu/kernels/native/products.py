@@ -6,6 +6,8 @@ LANES, one more vector holds the terms that are left, at its end, behind zeros; 
 its last vector overlapping the one before.
 """
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What happens to whole rows between products: norms, rotation by position."""
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 import math

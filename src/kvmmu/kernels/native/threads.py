@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import torch
 
 __all__ = ["num_threads", "set_threads"]
+
+_config: Any = numba.config  # its names are made at run time
 
 _chosen: list[int] = []
 """The number that set_threads fixed, if any."""
@@ -15,7 +19,7 @@ def num_threads() -> int:
     """Return the threads that native kernels use: as set, else as many as PyTorch."""
     if _chosen:
         return _chosen[0]
-    return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+    return min(torch.get_num_threads(), int(_config.NUMBA_NUM_THREADS))
 
 
 def set_threads(num: int | None) -> None:
@@ -23,7 +27,7 @@ def set_threads(num: int | None) -> None:
 
     Raises ValueError outside 1..NUMBA_NUM_THREADS (numba's own limit, by default all CPUs).
     """
-    limit = int(numba.config.NUMBA_NUM_THREADS)
+    limit = int(_config.NUMBA_NUM_THREADS)
     if num is not None and not 1 <= num <= limit:
         raise ValueError(f"number of threads must be in 1..{limit}, got {num!r}")
     _chosen[:] = [] if num is None else [num]

@@ -5,6 +5,8 @@ its bits do not depend on how many sums a tile computes side by side. Sizes of t
 lengths of tuples that the caller hands in, since numba makes one kernel for each type.
 """
 
+# mypy: ignore-errors
+# numba and LLVM type what is in here, when it is compiled
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +17,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kvmmu.kernels.native.vectors import (
-    _ELEMENT,
     _F32,
     _I64,
     FLOATS_IR,
@@ -162,12 +163,11 @@ def weighted_rows(context, heads, columns, kind, weights, index, values, num, fi
         for g in range(G):
             base = builder.add(out, builder.mul(out_bytes, _int(g)))
             for j, d in enumerate(starts):
-                at = builder.inttoptr(builder.add(base, builder.mul(d, _int(4))),
-                                      FLOATS_IR.as_pointer())
+                at = builder.inttoptr(
+                    builder.add(base, builder.mul(d, _int(4))), FLOATS_IR.as_pointer()
+                )
                 builder.store(builder.load(sums[g * num_columns + j]), at, align=1)
         return context.get_dummy_value()
 
     long, place = types.int64, types.UniTuple(types.int64, 2)
-    return types.void(
-        heads, columns, kind, place, long, place, long, long, place
-    ), generate
+    return types.void(heads, columns, kind, place, long, place, long, long, place), generate

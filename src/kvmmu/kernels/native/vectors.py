@@ -10,6 +10,8 @@ numba caches what calls these functions by the caller's file: after an edit here
 caches of this folder (__pycache__/*.nb?).
 """
 
+# mypy: ignore-errors
+# numba's extension points and LLVM's builder have no types
 from __future__ import annotations
 
 from typing import Any
@@ -62,7 +64,7 @@ FLOATS_IR, INTS_IR = _LLVM["float32"], _LLVM["int32"]
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     """Held in LLVM as itself."""
 
     def __init__(self, manager: Any, kind: Vector) -> None:
@@ -163,8 +165,11 @@ def emit_sums(builder: Any, vectors: list[Any]) -> list[Any]:
     level = list(vectors)
     width = 1  # vectors whose sums share one vector
     while width < LANES:
-        pairs = [(a, level[i + 1] if i + 1 < len(level) else a)
-                 for i, a in enumerate(level) if i % 2 == 0]
+        pairs = [
+            (a, level[i + 1] if i + 1 < len(level) else a)
+            for i, a in enumerate(level)
+            if i % 2 == 0
+        ]
         level = [
             builder.fadd(builder.shuffle_vector(a, b, even), builder.shuffle_vector(a, b, odd))
             for a, b in pairs
