@@ -29,6 +29,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvmmu.kernels.step import FusedKernel
+
 __all__ = ["PLANES", "AttendSpec", "Kernel"]
 
 PLANES = ("mass", "max", "newest", "last", "last_sq")
@@ -67,18 +69,20 @@ class Attend(Protocol):
 
 @dataclass(frozen=True)
 class Kernel:
-    """The three functions of one kernel file.
+    """The functions of one kernel file.
 
     write_slots(store, slots, rows, valid) overwrites one slot per head in place: store
         [B,Hkv,C,*], slots [B,Hkv], rows [B,Hkv,*]; rows whose valid [B] is False write nothing.
     select_victims(ranks) names the slot of the least rank, ties to the lowest index:
         [B,Hkv,C] -> [B,Hkv].
+    fused does a whole decode step in one call where it can (kernels/step.py), None for never.
     """
 
     name: str
     attend: Attend
     write_slots: Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
     select_victims: Callable[[Tensor], Tensor]
+    fused: FusedKernel | None = None
 
 
 MASKED = torch.finfo(torch.float32).min

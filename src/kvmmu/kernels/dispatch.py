@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,6 +21,14 @@ _KERNELS = ("cpu", "reference")
 
 _FUSED = {"native": "native", "reference": "fused_reference", "triton": "triton"}
 """Names of the fused kernels and the files that hold them."""
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """A fused kernel's two functions, which a copy of a cache shares; modules cannot be copied."""
+
+    step: Callable[..., None]
+    refresh: Callable[..., None]
 
 
 def available() -> list[str]:
@@ -39,18 +49,23 @@ def _why_no_triton() -> str | None:
 
 
 def resolve(name: str | None = None) -> Kernel:
-    """Return the kernel called `name`; None means the fastest that runs here.
+    """Return the kernel called `name`; None means "cpu", plain PyTorch, which runs anywhere.
 
-    Raises ValueError for an unknown name, or for "triton" where it cannot run.
+    "native" is "cpu" with decode steps fused by numba, which compiles on first use. Raises
+    ValueError for an unknown name, or for "triton" where it cannot run.
     """
     if name is None:
         name = "cpu"
     if name == "triton" and (lack := _why_no_triton()) is not None:
         raise ValueError(lack)
-    if name not in (*_KERNELS, "triton"):
-        raise ValueError(unknown_name("kernel", name, available()))
-    module = importlib.import_module(f"kvmmu.kernels.{name}")
-    return Kernel(name, module.attend, module.write_slots, module.select_victims)
+    if name not in (*_KERNELS, "native", "triton"):
+        raise ValueError(unknown_name("kernel", name, sorted([*available(), "native"])))
+    module = importlib.import_module(f"kvmmu.kernels.{'cpu' if name == 'native' else name}")
+    fused = None
+    if name in ("native", "triton"):
+        steps = importlib.import_module(f"kvmmu.kernels.{name}")
+        fused = _Fused(steps.step, steps.refresh)
+    return Kernel(name, module.attend, module.write_slots, module.select_victims, fused)
 
 
 def resolve_fused(name: str | None, device: torch.device | str) -> FusedKernel:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kvmmu.slots.fused import can_fuse, fused_decode
 from kvmmu.slots.places import numbered, unrotated
 from kvmmu.slots.spec import Call
 
@@ -21,6 +22,8 @@ __all__ = ["decode"]
 
 def decode(mmu: KVMMU, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Take one token in and attend. q [B,Hq,1,D], k, v [B,Hkv,1,D] -> out [B,Hq,1,D]."""
+    if can_fuse(mmu, call):
+        return fused_decode(mmu, q, k, v, call)
     table = mmu.table
     is_real = None if call.valid is None else call.valid[:, 0]  # [B]
     slots = _victims(mmu)

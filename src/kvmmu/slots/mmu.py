@@ -46,6 +46,8 @@ class KVMMU:
         device: torch.device,
         rotary: Rotary | None = None,
     ) -> None:
+        if kernel.name == "native" and device.type != "cpu":
+            raise ValueError(f"device must be cpu with kernel 'native', got {device.type!r}")
         shape = (batch, spec.num_kv_heads, spec.num_slots, spec.head_dim)
         self.spec = spec
         self.policy = policy.bind(
