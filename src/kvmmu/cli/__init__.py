@@ -1,4 +1,4 @@
-"""The command line: kvmmu demo, generate, eval, report, simulate, plan, explore, rtl and lists.
+"""The command line: kvmmu demo, generate, eval, bench, report, simulate, plan, explore, rtl, lists.
 
 Results go to stdout, messages and progress to stderr. Exit 0: done; 2: bad input, said in one
 line; 1: a fault of ours, with its traceback; 130: interrupted. Nothing heavy is imported before
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from kvmmu import __version__
 from kvmmu.cli import (
     accelerators,
+    bench,
     demo,
     eval,
     explore,
@@ -136,6 +137,14 @@ app.command(
         "--compression 4,8 --output results"
     ),
 )(eval.evaluate)
+app.command(
+    "bench",
+    epilog=(
+        "Examples: kvmmu bench --quick.  kvmmu bench random:88m --contexts 1024,16384 "
+        "--batch-sizes 1,8 --num-slots 512 --baselines transformers,openvino-genai "
+        "--peer-python openvino-genai=ov/bin/python --output speed"
+    ),
+)(bench.bench)
 app.command("report", epilog="Example: kvmmu report results")(report.report)
 app.command(
     "simulate",

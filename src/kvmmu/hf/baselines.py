@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, StaticCache
 
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.enable import enabled
+from kvmmu.policies.base import POLICIES, Policy
 
 __all__ = ["Peer"]
 
@@ -62,7 +63,7 @@ class Peer:
             heads, dim = config.num_key_value_heads, self._head_dim
             cache.early_initialization(batch, heads, dim, self.model.dtype, self.model.device)
             return cache
-        more = {"num_slots": self.settings["num_slots"], "policy": self.settings["policy"]}
+        more = {"num_slots": self.settings["num_slots"], "policy": self._policy()}
         return SlotCache.for_model(self.model, batch_size=batch, **more)
 
     @property
@@ -113,6 +114,12 @@ class Peer:
             made.append(self.token)
         rows: list[list[int]] = torch.cat(made, 1).tolist()
         return rows
+
+    def _policy(self) -> Policy:
+        """Make the policy of the settings."""
+        about = self.settings["policy"]
+        made: Policy = POLICIES.get(about["name"])(**about["params"])
+        return made
 
     def clear(self) -> None:
         """Drop the cache."""

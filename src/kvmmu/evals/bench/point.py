@@ -7,6 +7,7 @@ read (its `fans_out`), the others read them all.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from kvmmu.evals.bench.convert import ConversionError
 from kvmmu.evals.bench.model import BenchModel
 from kvmmu.evals.bench.process import Child, ChildError
 from kvmmu.evals.bench.rounds import Clock, Rounds, Turn, alternate, quartiles
+from kvmmu.evals.policy_text import parse_policy
 
 __all__ = ["Point", "Timing", "Worker", "measure_point"]
 
@@ -87,6 +89,7 @@ class Worker:
             "policy": self.how.policy,
             **self.candidate.settings,
         }
+        made["policy"] = _policy_settings(made["policy"])
         made["evict_tokens"] = point.num_slots if made.pop("is_evicting", False) else None
         return made
 
@@ -128,6 +131,15 @@ class Worker:
         """Take one turn."""
         made, taken = self.clock.watch(lambda: self.child.ask("decode", count=self.steps))
         return Turn(made["wall_s"] * 1e3 / self.steps, taken)
+
+
+def _policy_settings(text: str) -> dict[str, Any]:
+    """Read a policy -> its name and the parameters that are not defaults, as JSON values."""
+    policy = parse_policy(text)
+    plain = type(policy)()
+    names = [f.name for f in dataclasses.fields(policy)]
+    values = {n: getattr(policy, n) for n in names if getattr(policy, n) != getattr(plain, n)}
+    return {"name": text.partition(":")[0], "params": values}
 
 
 def measure_point(

@@ -91,7 +91,8 @@ def alternate(
     """Run rounds until `rounds` of them count, twice as many at most; the order alternates."""
     turns: dict[str, list[Turn]] = {name: [] for name in steps}
     names: Sequence[str] = list(steps)
-    done, valid = 0, []
+    done = 0
+    valid: list[int] = []
     while done < (most_rounds or 2 * rounds) and len(valid) < rounds:
         for name in names if done % 2 == 0 else reversed(names):
             turns[name].append(steps[name]())

@@ -110,8 +110,8 @@ def parse_shape(text: str) -> Shape | None:
 
 def make_model(shape: Shape, folder: Path) -> Path:
     """Write config.json, model.safetensors and tokenizer.json once; returns the folder."""
-    done = folder / "config.json"  # written last
-    if done.is_file() and json.loads(done.read_text()).get("kvmmu_shape") == asdict(shape):
+    done = folder / "shape.json"  # written last
+    if done.is_file() and json.loads(done.read_text()) == asdict(shape):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_weights(shape), folder / "model.safetensors", metadata={"format": "pt"})
@@ -120,7 +120,8 @@ def make_model(shape: Shape, folder: Path) -> Path:
     (folder / "generation_config.json").write_text(
         json.dumps({"pad_token_id": shape.vocab - 1, "eos_token_id": shape.vocab - 1})
     )
-    done.write_text(json.dumps(_config(shape), indent=1))
+    (folder / "config.json").write_text(json.dumps(_config(shape), indent=1))
+    done.write_text(json.dumps(asdict(shape)))
     return folder
 
 
@@ -146,7 +147,6 @@ def _config(shape: Shape) -> dict[str, Any]:
         "eos_token_id": shape.vocab - 1,
         "pad_token_id": shape.vocab - 1,
         "torch_dtype": "float32",
-        "kvmmu_shape": asdict(shape),
     }
 
 

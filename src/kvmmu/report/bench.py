@@ -1,0 +1,199 @@
+"""The benchmark's table, sentences and pictures, from its result as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+__all__ = ["bench_notes", "cap_table", "markdown", "point_tables", "write_bench"]
+
+Row = Mapping[str, Any]
+_COLUMNS = (
+    "candidate", "tok/s", "ms a\nstep", "quartiles", "x band-\nwidth", "prefill\ntok/s", "TTFT\ns",
+    "grows\nMB", "KV\nMB", "ours is",
+)  # fmt: skip
+_CAP_COLUMNS = ("candidate", "cap,\ntokens", "tok/s", "users\nat once", "grows\nMB")
+OURS = ("engine", "library")
+"""Whose ratio to each row the last column gives: the first of them that was measured."""
+
+
+def reference_of(group: Row) -> str | None:
+    """Name whose ratios a group's table shows."""
+    fine = [row["candidate"] for row in group["rows"] if row["status"] == "ok"]
+    return next((name for name in OURS if name in fine), None)
+
+
+def title_of(group: Row) -> str:
+    """Name a point and say what its rounds are worth."""
+    text = (
+        f"batch {group['batch']}, {group['context']:,} tokens, C = {group['num_slots']:,}; "
+        f"read {group['read_gbps']:.1f} GB/s; "
+        f"{group['num_valid_rounds']} of {group['num_rounds']} rounds count"
+    )
+    return text + ("; VOID: others took the cores" if group["is_void"] else "")
+
+
+def cells(row: Row, reference: str | None) -> list[str]:
+    """Word one candidate's figures, in the table's order."""
+    low, high = row["step_quartiles_ms"]
+    name = (
+        row["candidate"]
+        if row["precision"] in row["candidate"]
+        else (f"{row['candidate']}, {row['precision']}")
+    )
+    ratio = row["speedup_over"].get(reference or "")
+    rate = row["prefill_tokens_per_s"]
+    return [
+        name,
+        f"{row['decode_tokens_per_s']:.0f}",
+        f"{row['step_ms']:.1f}",
+        f"{low:.1f}-{high:.1f}",
+        f"{row['over_bound']:.2f}" if row["over_bound"] else "-",
+        f"{rate:,.0f}" if rate else "-",
+        "-" if row["is_batch_prefill"] else f"{row['ttft_s']:.2f}",
+        f"{row['prefill_growth_bytes'] / 1e6:,.0f}",
+        f"{row['kv_bytes'] / 1e6:,.0f}" if row["kv_bytes"] else "-",
+        f"{1 / ratio[0]:.2f}x" if ratio else "1",
+    ]
+
+
+def cap_cells(cap: Row, row: Row) -> list[str]:
+    """Word one candidate's figures under a cap."""
+    users = row["most_users"]
+    return [
+        f"{row['candidate']}, {row['precision']}",
+        f"{cap['cap_tokens']:,}" if cap["cap_tokens"] else "none",
+        f"{row['tokens_per_s']:.0f}",
+        "-" if users is None else f"{users}",
+        f"{row['growth_bytes'] / 1e6:,.0f}",
+    ]
+
+
+def _groups(result: Row) -> Iterator[Row]:
+    for point in result["points"]:
+        yield from point["groups"]
+
+
+def _fine(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def point_tables(result: Row) -> list[Table]:
+    """Lay out a table for each point (each group of one)."""
+    made = []
+    for group in _groups(result):
+        heads = [*_COLUMNS[:-1], f"{reference_of(group) or 'ours'}\nis"]
+        table = _table(title_of(group), heads)
+        for row in _fine(group["rows"]):
+            table.add_row(*cells(row, reference_of(group)))
+        made.append(table)
+    return made
+
+
+def cap_table(result: Row) -> Table | None:
+    """Lay out the throughput under memory caps, best first; None if it was not measured."""
+    capped = result["capped"]
+    if not capped["caps"]:
+        return None
+    title = (
+        f"{capped['num_requests']} requests x ({capped['prompt']:,} + {capped['new_tokens']:,} "
+        f"tokens) under a cap of K and V, C = {capped['num_slots']}"
+    )
+    table = _table(title, _CAP_COLUMNS)
+    for cap in capped["caps"]:
+        for row in sorted(_fine(cap["rows"]), key=lambda r: -r["tokens_per_s"]):
+            table.add_row(*cap_cells(cap, row))
+        table.add_section()
+    return table
+
+
+def _table(title: str, heads: list[str] | tuple[str, ...]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left"
+    )
+    for n, head in enumerate(heads):
+        table.add_column(head, justify="right" if n else "left", no_wrap=True)
+    return table
+
+
+def bench_notes(result: Row) -> list[str]:
+    """Say what the tables cannot: who is missing or failed, equal tokens, the scores' share."""
+    notes = [f"{row['candidate']}: {row['reason']}" for row in result["absent"]]
+    for group in _groups(result):
+        where = f"batch {group['batch']}, {group['context']:,} tokens, C {group['num_slots']:,}"
+        for row in group["rows"]:
+            if row["status"] != "ok":
+                notes.append(f"{where}: {row['candidate']} {row['status']}: {row['reason']}")
+                continue
+            notes += _row_notes(where, row)
+    for cap in result["capped"]["caps"]:
+        for row in cap["rows"]:
+            if row["status"] != "ok":
+                limit = f"cap {cap['cap_tokens'] or 'none'}"
+                notes.append(f"{limit}: {row['candidate']} failed: {row['reason']}")
+            elif row["taken"] > 0.2:
+                notes.append(
+                    f"cap {cap['cap_tokens']}: {row['candidate']} was disturbed: others took "
+                    f"{row['taken']:.0%} of the cores"
+                )
+    return list(dict.fromkeys(notes))
+
+
+def _row_notes(where: str, row: Row) -> Iterator[str]:
+    name = row["candidate"]
+    if row.get("must_equal") and name != "transformers-dynamic":
+        equal, total = row["tokens_equal"], row["tokens_of"]
+        word = "equal" if equal == total else f"DIFFER from token {equal + 1} of {total} on:"
+        yield f"{where}: greedy tokens of {name} {word} transformers' full cache"
+    if "upkeep_share" in row:
+        share, low, high = row["upkeep_share"]
+        yield (
+            f"{where}: the scores' upkeep takes {share:.1%} of a step of {name} "
+            f"({low:.1%} to {high:.1%}), measured by switching it off"
+        )
+    if row["prefill_taken"] > 0.2:
+        yield f"{where}: prefill of {name} was disturbed: others took {row['prefill_taken']:.0%}"
+    if row["note"]:
+        yield f"{name}: {row['note']}"
+
+
+def markdown(result: Row) -> str:
+    """Write the tables and notes as Markdown."""
+    host = result["host"]
+    parts = [
+        f"# kvmmu bench: {result['model']}",
+        f"{host['cpu']}, {host['threads']} threads, torch {host['torch']}; policy "
+        f"{result['policy']}. Medians of alternated rounds; x bandwidth: step time over (weights "
+        "+ K and V that a step must read) at the read bandwidth measured in the same rounds.",
+    ]
+    for group in _groups(result):
+        heads = [*_COLUMNS[:-1], f"{reference_of(group) or 'ours'} is"]
+        rows = [cells(row, reference_of(group)) for row in _fine(group["rows"])]
+        parts += [f"## {title_of(group)}", _markdown_table(heads, rows)]
+    caps = [cap_cells(cap, row) for cap in result["capped"]["caps"] for row in _fine(cap["rows"])]
+    if caps:
+        table = cap_table(result)
+        parts += [f"## {table.title if table else ''}", _markdown_table(_CAP_COLUMNS, caps)]
+    notes = bench_notes(result)
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(heads: list[str] | tuple[str, ...], rows: list[list[str]]) -> str:
+    names = [head.replace("-\n", "").replace("\n", " ") for head in heads]
+    lines = [names, ["--"] + ["--:"] * (len(names) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_bench(result: Row, folder: Path) -> list[Path]:
+    """Write bench.md and the pictures; returns the files."""
+    from kvmmu.report.bench_plots import plot_caps, plot_points
+
+    table = folder / "bench.md"
+    table.write_text(markdown(result))
+    return [table, *plot_points(result, folder), *plot_caps(result, folder)]
