@@ -16,7 +16,7 @@ from torch import Tensor
 from kvmmu.kernels.native.attention import refresh_lanes, step_rows
 from kvmmu.kernels.native.heads import MASS, MAX, NEWEST, NONE
 from kvmmu.kernels.native.threads import num_threads
-from kvmmu.kernels.native.vectors import LANES, REGISTERS
+from kvmmu.kernels.native.vectors import REGISTERS
 from kvmmu.kernels.step import LaneState, StepSpec
 
 __all__ = ["TOKENS", "refresh", "step"]
@@ -50,7 +50,7 @@ def step(
     N, Hq, D = q.shape
     B, Hkv, C, _ = state.keys.shape
     _check(q, k, v, lanes, at, state, out)
-    tokens = _tokens(Hq // Hkv, D, state.keys.dtype, q.dtype)
+    tokens = _tokens(Hq // Hkv, state.keys.dtype, q.dtype)
     rows = (
         q.data_ptr(),
         k.data_ptr(),
@@ -77,13 +77,11 @@ def refresh(lanes: Tensor, state: LaneState, spec: StepSpec) -> None:
         raise IndexError(f"lanes must be < {B}, got a greater one")
 
 
-def _tokens(group: int, head_dim: int, kv: torch.dtype, act: torch.dtype) -> tuple[Any, ...]:
-    """Choose the tiles: as many slots, and columns of V, as registers hold sums for."""
+def _tokens(group: int, kv: torch.dtype, act: torch.dtype) -> tuple[Any, ...]:
+    """Choose the tiles: as many slots, and vectors of V, as registers hold sums for."""
     num_slots = 4 if group * 4 <= REGISTERS // 2 else 2 if group * 2 <= REGISTERS // 2 else 1
-    most = max(1, (REGISTERS - 8) // group)
-    vectors = max(1, head_dim // LANES)
-    num_columns = max(n for n in range(1, min(most, 8) + 1) if vectors % n == 0)
-    return (0,) * group, (0,) * num_slots, (0,) * num_columns, TOKENS[kv], TOKENS[act]
+    num_vectors = min(4, max(1, (REGISTERS - 8) // group))
+    return (0,) * group, (0,) * num_slots, (0,) * num_vectors, TOKENS[kv], TOKENS[act]
 
 
 def _tables(state: LaneState) -> tuple[int, ...]:
