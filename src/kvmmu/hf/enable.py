@@ -2,8 +2,8 @@
 
 Only public doors of transformers are used: AttentionInterface, AttentionMaskInterface,
 set_attn_implementation, and forward hooks on the decoder. Nothing is patched; on exit the hooks
-are gone and the model has its old attention back. Inside, a model that runs with any other
-cache, or none, attends by its original function.
+are gone and the model has its old attention back (and its linear layers, where asked for).
+Inside, a model that runs with any other cache, or none, attends by its original function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from kvmmu.errors import UnsupportedModelError
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.forward import finish, prepare
 from kvmmu.hf.handoff import Forward, current, enter_model, set_current
+from kvmmu.hf.linears import LINEARS, put_native, take_native
 from kvmmu.hf.support import decoder_of, describe
 
 __all__ = ["enabled"]
@@ -82,22 +83,33 @@ class _Switch:
 class enabled:
     """Let `model` use a SlotCache within a with statement.
 
-    Several may be open at once, on one model too: the last to close restores it. Raises
-    UnsupportedModelError if the model cannot be done exactly.
+    linears="native" also runs its linear layers on kvmmu's CPU kernels where rows are few, as in
+    decode steps (they compile on first use). Several may be open at once, on one model too: the
+    last to close restores it. Raises UnsupportedModelError if the model cannot be done exactly.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, linears: Literal["torch", "native"] = "torch"
+    ) -> None:
         describe(model)
-        self._model = model
+        if linears not in LINEARS:
+            raise ValueError(f"linears must be 'torch' or 'native', got {linears!r}")
+        self._model, self._linears = model, linears
 
     def __enter__(self) -> PreTrainedModel:
         """Enable the model and return it."""
         with _LOCK:
             switch: _Switch | None = self._model.__dict__.get(_SWITCH)
-            if switch is None:
-                switch = _Switch(self._model)
-                self._model.__dict__[_SWITCH] = switch
-            switch.depth += 1
+            made = _Switch(self._model) if switch is None else switch
+            if self._linears == "native":
+                try:
+                    put_native(self._model)
+                except UnsupportedModelError:
+                    if switch is None:
+                        made.undo(self._model)
+                    raise
+            self._model.__dict__[_SWITCH] = made
+            made.depth += 1
         return self._model
 
     def __exit__(
@@ -108,6 +120,8 @@ class enabled:
     ) -> None:
         """Give the model its attention back, if no other is open."""
         with _LOCK:
+            if self._linears == "native":
+                take_native(self._model)
             switch: _Switch = self._model.__dict__[_SWITCH]
             switch.depth -= 1
             if switch.depth == 0:

@@ -153,7 +153,8 @@ class LM:
         model: Any = self.model
         with ExitStack() as stack:
             if self.cache is not None:
-                stack.enter_context(enabled(self.model))
+                is_native = self.cache.options.kernel == "native"
+                stack.enter_context(enabled(self.model, linears="native" if is_native else "torch"))
                 options["past_key_values"] = self.cache
                 options["prefill_chunk_size"] = self.cache.prefill_chunk_size
                 if trace is not None:
