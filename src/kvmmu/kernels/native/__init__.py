@@ -1,18 +1,44 @@
 """Native CPU kernels: numba functions on the memory of PyTorch's tensors.
 
-vectors.py     a vector type for numba, and what emits LLVM IR for it
-operations.py  operations on vectors and addresses
-tiles.py       the inner loops of all products
-functions.py   exp and what activations need
-heads.py       the fused step of one KV head
-attention.py   the fused step over rows and heads, on threads
-fused.py       step, refresh: the fused step's contract on tensors
-threads.py     how many threads a call runs on
+    fused.py       step, refresh: the fused step's contract on tensors
+    attention.py   the fused step over rows and heads, on threads
+    heads.py       the fused step of one KV head
+    block.py       project, finish, linear: a decoder layer on tensors
+    halves.py      the two halves of a layer and a product alone, on threads
+    products.py    one thread's share of a product
+    rows.py        norms, rotation
+    functions.py   exp, activations
+    tiles.py       the inner loops of all products
+    access.py      vectors that hang over the end
+    operations.py  operations on vectors and addresses
+    vectors.py     a vector type for numba, and what emits LLVM IR for it
+    threads.py     how many threads a call runs on
+
+Each kernel is compiled when it is first called with new types, some seconds each, and kept in
+numba's cache for later processes.
+
+Two pools of threads. numba's (OpenMP's, where it finds libgomp) is not PyTorch's, and after a
+parallel loop the threads of either spin for a while, on the cores that the other then needs: on
+two cores about 40 us are lost at each change from one to the other. So between native calls of a
+step nothing may run that PyTorch makes parallel; its operators on a few rows (below about 32,768
+numbers) are not.
 """
 
 from __future__ import annotations
 
+from kvmmu.kernels.native.block import Block, Matrix, Norm, finish, linear, project
 from kvmmu.kernels.native.fused import refresh, step
 from kvmmu.kernels.native.threads import num_threads, set_threads
 
-__all__ = ["num_threads", "refresh", "set_threads", "step"]
+__all__ = [
+    "Block",
+    "Matrix",
+    "Norm",
+    "finish",
+    "linear",
+    "num_threads",
+    "project",
+    "refresh",
+    "set_threads",
+    "step",
+]
