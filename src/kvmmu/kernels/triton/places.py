@@ -1,9 +1,8 @@
 """write_slots and select_victims on CUDA. Contract: kernels/contract.py."""
-# mypy: disallow-untyped-decorators=false, disallow-untyped-calls=false
+# mypy: disallow-untyped-defs=false, disallow-untyped-decorators=false
+# mypy: disallow-untyped-calls=false, disallow-incomplete-defs=false
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -66,25 +65,25 @@ def select_victims(ranks: Tensor) -> Tensor:
 
 @triton.jit
 def _write_row(
-    store: Any,
-    slots: Any,
-    rows: Any,
-    valid: Any,
-    store_row: Any,
-    store_head: Any,
-    store_slot: Any,
-    store_dim: Any,
-    slots_row: Any,
-    slots_head: Any,
-    rows_row: Any,
-    rows_head: Any,
-    rows_dim: Any,
-    valid_row: Any,
+    store,
+    slots,
+    rows,
+    valid,
+    store_row,
+    store_head,
+    store_slot,
+    store_dim,
+    slots_row,
+    slots_head,
+    rows_row,
+    rows_head,
+    rows_dim,
+    valid_row,
     HKV: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_VALID: tl.constexpr,
-) -> None:
+):
     """Write one row of one head; grid (B * HKV,). No two programs write one place."""
     program = tl.program_id(0).to(tl.int64)
     row = program // HKV
@@ -102,15 +101,15 @@ def _write_row(
 
 @triton.jit
 def _least_rank(
-    ranks: Any,
-    victims: Any,
-    ranks_row: Any,
-    ranks_head: Any,
-    ranks_slot: Any,
+    ranks,
+    victims,
+    ranks_row,
+    ranks_head,
+    ranks_slot,
     HKV: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """Find the least rank of one head; grid (B * HKV,)."""
     program = tl.program_id(0).to(tl.int64)
     base = ranks + (program // HKV) * ranks_row + (program % HKV) * ranks_head
