@@ -34,16 +34,25 @@ class TorchLayers:
 
     def begin(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Turns | None]:
         """Embed tokens [N] and find their angles. -> x [N,H] float32, cos and sin or None."""
+        x = self.embed(tokens, positions)
+        if is_transposed(x.shape[0], self.weights.dtype, x.device):
+            x = x.t().contiguous().t()  # as the products come: sums then run along memory
+        return x, self.turns(positions)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Look up tokens [N] and learned positions. -> x [N,H] float32."""
         w = self.weights
         x = F.embedding(tokens, w.embed).float()
         if w.positions is not None:
             x += F.embedding(positions + self.config.position_offset, w.positions)
-        if is_transposed(x.shape[0], w.dtype, x.device):
-            x = x.t().contiguous().t()  # as the products come: sums then run along memory
+        return x
+
+    def turns(self, positions: Tensor) -> Turns | None:
+        """Return cos and sin of positions [N], None where nothing turns here."""
         if self.freqs is None or not self.rotates:
-            return x, None
+            return None
         cos, sin = angles(self.freqs, positions)
-        return x, (cos * self.factor, sin * self.factor) if self.factor != 1.0 else (cos, sin)
+        return (cos * self.factor, sin * self.factor) if self.factor != 1.0 else (cos, sin)
 
     def project(self, layer: int, x: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor, Tensor]:
         """Make queries, keys and values of x [N,H]. -> q [N,Hq,D], k, v [N,Hkv,D]."""
@@ -87,7 +96,9 @@ class TorchLayers:
         """Norm x [...,H], float32, in the layout that it has."""
         if self.config.norm == "layer":
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.config.norm_eps)
-        mean = x.square().mean(-1, keepdim=True)  # [...,1]
+        # not mean(): over a transposed x its bits depend on the row's place
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [...,1]
+        mean = length.square_().div_(x.shape[-1])
         return (x * mean.add_(self.config.norm_eps).rsqrt_()).mul_(weight)
 
     def _norm_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvmmu.engine.config import ModelConfig
 from kvmmu.engine.layers import TorchLayers
+from kvmmu.engine.native import NativeLayers, most_rows
 from kvmmu.engine.rope import Rotation, frequencies
 from kvmmu.engine.tensors import Weights
 from kvmmu.engine.weights import WEIGHT_FORMS, WeightForm, load_weights, random_weights
@@ -40,10 +41,6 @@ class Transformer:
         backend: Backend | None = None,
     ) -> None:
         _one_of("positions", positions, ("original", "in_cache"))
-        if backend is not None:
-            _one_of("backend", backend, ("torch", "native"))
-        if backend == "native":
-            raise ValueError("backend must be one that is installed, got 'native'")
         if positions == "in_cache" and not config.is_rotary:
             raise ValueError(
                 f"positions='in_cache' must be used with a model that rotates, got model type "
@@ -52,6 +49,11 @@ class Transformer:
         self.config, self.weights = config, weights
         self.positions = positions
         self._layers = TorchLayers(config, weights, rotates=positions == "original")
+        self.backend = _chosen(backend, self.device)
+        self._native, self.native_rows = None, 0
+        if self.backend == "native":
+            self._native = NativeLayers(self._layers)
+            self.native_rows = most_rows(weights)
         self._rotation = None
         if config.rope is not None:
             self._rotation = Rotation(frequencies(config.rope).to(self.device))
@@ -134,13 +136,20 @@ class Transformer:
                 f"got {list(tokens.shape)} and {list(positions.shape)}"
             )
         self._check_positions(positions)
-        layers = self._layers
-        x, turns = layers.begin(tokens, positions)
         N, width = tokens.shape[0], self.config.num_heads * self.config.head_dim
+        layers = self._layers_for(N)
+        x, turns = layers.begin(tokens, positions)
         for layer in range(self.config.num_layers):
             q, k, v = layers.project(layer, x, turns)
             x = layers.finish(layer, x, attend(layer, q, k, v).reshape(N, width))
-        return layers.logits(x if rows is None else x[rows])
+        wanted = x if rows is None else x[rows]
+        return self._layers_for(wanted.shape[0]).logits(wanted)
+
+    def _layers_for(self, num_rows: int) -> TorchLayers | NativeLayers:
+        """Return what computes a call of so many rows."""
+        if self._native is not None and 0 < num_rows <= self.native_rows:
+            return self._native
+        return self._layers
 
     def _check_positions(self, positions: Tensor) -> None:
         """Refuse positions past the model's limit. Raises ValueError."""
@@ -153,6 +162,16 @@ class Transformer:
                 f"positions must be below {limit}, where model type {self.config.model_type!r} "
                 f"ends, got {last}"
             )
+
+
+def _chosen(backend: Backend | None, device: torch.device) -> Backend:
+    """Return the backend to use. Raises ValueError for one that cannot be."""
+    if backend is None:
+        return "native" if device.type == "cpu" else "torch"
+    _one_of("backend", backend, ("torch", "native"))
+    if backend == "native" and device.type != "cpu":
+        raise ValueError(f"backend 'native' must be used on a CPU, got device {str(device)!r}")
+    return backend
 
 
 def _checked(dtype: str, weights: str, num_threads: int | None) -> torch.dtype:
