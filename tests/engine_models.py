@@ -52,6 +52,12 @@ def shipped() -> Transformer:
 
 
 @functools.cache
+def shipped_native() -> Transformer:
+    """The same on the CPU's own kernels."""
+    return Transformer.load(model_path(SHIPPED), backend="native")
+
+
+@functools.cache
 def shipped_in_transformers():
     """The same model in transformers."""
     return AutoModelForCausalLM.from_pretrained(model_path(SHIPPED), dtype=torch.float32).eval()

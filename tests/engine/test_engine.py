@@ -13,6 +13,7 @@ from engine_models import (
     by_the_library,
     shipped,
     shipped_in_transformers,
+    shipped_native,
     tiny,
     tiny_config,
 )
@@ -82,17 +83,19 @@ def logits_seen(monkeypatch):
 
 
 # ------------------------------------------------------------------------ the library's tokens
-@pytest.mark.parametrize("mode", ["fast", "reference"])
-@pytest.mark.parametrize("policy", list_policies())
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [*((name, "fast") for name in list_policies()), ("rce", "reference"), ("novelty", "reference")],
+)
 def test_tokens_are_those_of_the_library(policy, mode, tokenizer):
     C = 24
     text = tokenizer(WORDS * 12)["input_ids"]
     prompts = [text[:n] for n in (1, C - 1, C, C + 1, 2 * C + 1, 130)]  # 130: more than all lanes
     made = engine(shipped(), num_slots=C, num_lanes=3, policy=policy, mode=mode, chunk_size=16)
-    done = made.generate(prompts, params(10))
+    done = made.generate(prompts, params(8))
     made.check_integrity()
     for prompt, one in zip(prompts, done):
-        want = by_the_library(prompt, C, 10, policy=policy, chunk_size=16)
+        want = by_the_library(prompt, C, 8, policy=policy, chunk_size=16)
         assert list(one.token_ids) == want
         assert one.finish == "length"
 
@@ -158,8 +161,18 @@ def crowd(made, mine, num_others, *, late, cancelled):
     raise AssertionError("the request never ended")
 
 
-@pytest.mark.parametrize("policy", ["rce", "keydiff", "snapkv"])
-@pytest.mark.parametrize("model", [tiny, shipped])
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [
+        (tiny, "rce"),
+        (tiny, "keydiff"),
+        (tiny, "snapkv"),
+        (shipped, "rce"),
+        (shipped, "keydiff"),
+        (shipped_native, "rce"),
+        (shipped_native, "novelty"),
+    ],
+)
 def test_reference_mode_is_bitwise_the_same_whoever_shares_the_batch(policy, model, logits_seen):
     mine = prompt_of(29, seed=9), params(12, temperature=0.9, seed=7)
     results = []
@@ -195,14 +208,17 @@ def test_reference_mode_decodes_at_the_full_lane_count_and_runs_each_chunk_alone
     assert not made.has_work
 
 
-@pytest.mark.parametrize("policy", ["rce", "keydiff"])
-def test_fast_mode_gives_the_same_logits_within_rounding(policy, logits_seen):
+@pytest.mark.parametrize(
+    ("model", "policy"),
+    [(shipped, "rce"), (shipped, "keydiff"), (shipped_native, "rce"), (shipped_native, "tova")],
+)
+def test_fast_mode_gives_the_same_logits_within_rounding(model, policy, logits_seen):
     mine = prompt_of(29, seed=9), params(12, seed=7)
-    made = engine(shipped(), num_lanes=8, policy=policy, mode="reference", chunk_size=8)
+    made = engine(model(), num_lanes=8, policy=policy, mode="reference", chunk_size=8)
     want = ids_of(crowd(made, mine, 0, late=False, cancelled=False))
     exact = torch.stack(logits_seen.pop(7))
     for num_others, late in ((0, False), (7, True), (9, True)):
-        made = engine(shipped(), num_lanes=8, policy=policy, chunk_size=8, token_budget=64)
+        made = engine(model(), num_lanes=8, policy=policy, chunk_size=8, token_budget=64)
         assert ids_of(crowd(made, mine, num_others, late=late, cancelled=True)) == want
         assert torch.allclose(torch.stack(logits_seen.pop(7)), exact, atol=1e-4, rtol=0)
 

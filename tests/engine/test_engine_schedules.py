@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from engine_models import VOCAB, tiny
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -110,4 +111,9 @@ class Schedules(RuleBasedStateMachine):
 
 
 TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestSchedules.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.slow
+class TestManySchedules(Schedules.TestCase):
+    settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
