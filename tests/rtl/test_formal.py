@@ -54,7 +54,7 @@ TIMEOUT_S = 5400  # none needs a fifth of it on a core of its own
         (4, 2, 2, 22, None),
         (8, 2, 1, 24, None),
         (8, 4, 1, 24, None),
-        (8, 2, 1, 30, 3),  # full after three tokens: evictions by score in a block of 8
+        (8, 2, 1, 30, 3),  # full after two tokens: evictions by score in a block of 8
         (8, 4, 1, 30, 3),
     ],
 )
