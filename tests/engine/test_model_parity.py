@@ -140,9 +140,21 @@ def test_logits_of_some_rows_are_those_of_all(tmp_path, name, sizes):
     torch.testing.assert_close(some, every[rows], atol=1e-6, rtol=0)
 
 
-def test_no_tokens_give_no_logits(tmp_path):
+def test_no_rows_asked_for_give_no_logits(tmp_path):
     _, folder = saved(tmp_path, "llama")
     model = Transformer.load(folder)
+    attend = PlainAttention(model.config)
+    attend.positions = torch.arange(5)
+    none = torch.empty(0, dtype=torch.long)
+    got = model.forward(torch.arange(5), attend.positions, attend, none)
+    assert got.shape == (0, model.config.vocab_size)
+    assert len(attend.kept) == model.config.num_layers
+
+
+@pytest.mark.parametrize("weights", ["plain", "int8"])
+def test_no_tokens_give_no_logits(tmp_path, weights):
+    _, folder = saved(tmp_path, "llama")
+    model = Transformer.load(folder, weights=weights)
     none = torch.empty(0, dtype=torch.long)
     got = model.forward(none, none, lambda layer, q, k, v: q)
     assert got.shape == (0, model.config.vocab_size)

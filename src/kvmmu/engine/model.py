@@ -143,6 +143,8 @@ class Transformer:
             q, k, v = layers.project(layer, x, turns)
             x = layers.finish(layer, x, attend(layer, q, k, v).reshape(N, width))
         wanted = x if rows is None else x[rows]
+        if not wanted.shape[0]:  # a chunk within a prompt
+            return wanted.new_empty(0, self.config.vocab_size)
         return self._layers_for(wanted.shape[0]).logits(wanted)
 
     def _layers_for(self, num_rows: int) -> TorchLayers | NativeLayers:
@@ -156,6 +158,8 @@ class Transformer:
         limit = self.config.position_limit
         if limit is None or not positions.numel():
             return
+        if positions.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a captured step cannot ask the host; its positions were checked by who replays it
         last = int(positions.max())
         if last >= limit:
             raise ValueError(
