@@ -159,7 +159,7 @@ class Transformer:
         if limit is None or not positions.numel():
             return
         if positions.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # a captured step cannot ask the host; its positions were checked by who replays it
+            return  # a captured step cannot ask the host; who replays it does
         last = int(positions.max())
         if last >= limit:
             raise ValueError(
