@@ -135,8 +135,8 @@ def make_plan(
 ) -> Plan:
     """Read the options. Raises ValueError for what is unknown or out of range."""
     from kvmmu.evals.bench.candidates import pick
-    from kvmmu.evals.bench.point import Point, Timing
     from kvmmu.evals.bench.run import Plan
+    from kvmmu.evals.bench.worker import Point, Timing
     from kvmmu.evals.policy_text import parse_policy
 
     parse_policy(policy)

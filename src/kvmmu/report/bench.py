@@ -17,6 +17,8 @@ _COLUMNS = (
     "grows\nMB", "KV\nMB", "ours is",
 )  # fmt: skip
 _CAP_COLUMNS = ("candidate", "cap,\ntokens", "tok/s", "users\nat once", "grows\nMB")
+DISTURBED = 0.2
+EXACT = "transformers-dynamic"
 OURS = ("engine", "library")
 """Whose ratio to each row the last column gives: the first of them that was measured."""
 
@@ -123,42 +125,60 @@ def _table(title: str, heads: list[str] | tuple[str, ...]) -> Table:
 def bench_notes(result: Row) -> list[str]:
     """Say what the tables cannot: who is missing or failed, equal tokens, the scores' share."""
     notes = [f"{row['candidate']}: {row['reason']}" for row in result["absent"]]
+    notes += _equality(result)
     for group in _groups(result):
-        where = f"batch {group['batch']}, {group['context']:,} tokens, C {group['num_slots']:,}"
+        where = _where(group)
         for row in group["rows"]:
             if row["status"] != "ok":
                 notes.append(f"{where}: {row['candidate']} {row['status']}: {row['reason']}")
-                continue
-            notes += _row_notes(where, row)
-    for cap in result["capped"]["caps"]:
-        for row in cap["rows"]:
-            if row["status"] != "ok":
-                limit = f"cap {cap['cap_tokens'] or 'none'}"
-                notes.append(f"{limit}: {row['candidate']} failed: {row['reason']}")
-            elif row["taken"] > 0.2:
+            elif "upkeep_share" in row:
+                share, low, high = row["upkeep_share"]
                 notes.append(
-                    f"cap {cap['cap_tokens']}: {row['candidate']} was disturbed: others took "
-                    f"{row['taken']:.0%} of the cores"
+                    f"{where}: the scores' upkeep takes {share:.1%} of a step of "
+                    f"{row['candidate']} ({low:.1%} to {high:.1%}), measured by switching it off"
                 )
+        disturbed = [r["candidate"] for r in _fine(group["rows"]) if r["prefill_taken"] > DISTURBED]
+        if disturbed:
+            notes.append(f"{where}: others took the cores in prefill of {', '.join(disturbed)}")
+    for cap in result["capped"]["caps"]:
+        notes += _cap_notes(cap)
+    fine = (row for group in _groups(result) for row in _fine(group["rows"]) if row["note"])
+    notes += [f"{row['candidate']}: {row['note']}" for row in fine]
     return list(dict.fromkeys(notes))
 
 
-def _row_notes(where: str, row: Row) -> Iterator[str]:
-    name = row["candidate"]
-    if row.get("must_equal") and name != "transformers-dynamic":
-        equal, total = row["tokens_equal"], row["tokens_of"]
-        word = "equal" if equal == total else f"DIFFER from token {equal + 1} of {total} on:"
-        yield f"{where}: greedy tokens of {name} {word} transformers' full cache"
-    if "upkeep_share" in row:
-        share, low, high = row["upkeep_share"]
-        yield (
-            f"{where}: the scores' upkeep takes {share:.1%} of a step of {name} "
-            f"({low:.1%} to {high:.1%}), measured by switching it off"
-        )
-    if row["prefill_taken"] > 0.2:
-        yield f"{where}: prefill of {name} was disturbed: others took {row['prefill_taken']:.0%}"
-    if row["note"]:
-        yield f"{name}: {row['note']}"
+def _where(group: Row) -> str:
+    return f"batch {group['batch']}, {group['context']:,} tokens, C {group['num_slots']:,}"
+
+
+def _equality(result: Row) -> Iterator[str]:
+    """Say of every full fp32 cache whether it gave transformers' greedy tokens, where not first."""
+    equal: dict[str, int] = {}
+    for group in _groups(result):
+        for row in _fine(group["rows"]):
+            name = row["candidate"]
+            if not row.get("must_equal") or name == EXACT:
+                continue
+            if row["tokens_equal"] == row["tokens_of"]:
+                equal[name] = equal.get(name, 0) + 1
+            else:
+                yield (
+                    f"{_where(group)}: greedy tokens of {name} DIFFER from those of {EXACT} at "
+                    f"token {row['tokens_equal'] + 1} of {row['tokens_of']}"
+                )
+    if equal:
+        counts = ", ".join(f"{name} ({n})" for name, n in equal.items())
+        yield f"greedy tokens equal those of {EXACT} (at so many points): {counts}"
+
+
+def _cap_notes(cap: Row) -> Iterator[str]:
+    limit = f"cap {cap['cap_tokens'] or 'none'}"
+    for row in cap["rows"]:
+        if row["status"] != "ok":
+            yield f"{limit}: {row['candidate']} failed: {row['reason']}"
+    disturbed = [row["candidate"] for row in _fine(cap["rows"]) if row["taken"] > DISTURBED]
+    if disturbed:
+        yield f"{limit}: others took the cores in the turn of {', '.join(disturbed)}"
 
 
 def markdown(result: Row) -> str:

@@ -15,7 +15,8 @@ __all__ = ["plot_caps", "plot_points"]
 
 Row = Mapping[str, Any]
 _FAMILIES = {
-    "kvmmu": "#0072b2",
+    "engine": "#0072b2",
+    "library": "#56b4e9",
     "transformers": "#666666",
     "openvino-genai": "#d55e00",
     "kvpress": "#cc79a7",
@@ -47,7 +48,10 @@ def plot_points(result: Row, folder: Path) -> list[Path]:
             _draw(ax, own, name, unit, styles)
             ax.set_title(f"{label}, batch {batch}", fontsize=10)
     _legend(figure, axes[0][0], styles)
-    figure.suptitle(f"{result['model']}, C = {slots:,}, {result['host']['cpu']}", fontsize=11)
+    void = sum(group["is_void"] for group in groups)
+    more = f"; {void} of {len(groups)} points are VOID (others took the cores)" if void else ""
+    title = f"{result['model']}, C = {slots:,}, {result['host']['cpu']}{more}"
+    figure.suptitle(title, fontsize=11)
     return _save(figure, folder, "bench")
 
 
@@ -59,9 +63,10 @@ def _styles(groups: list[Row]) -> dict[str, dict[str, Any]]:
         name = row["candidate"]
         if row["status"] != "ok" or name in styles or name.endswith("-no-scores"):
             continue
-        n = count[row["family"]] = count.get(row["family"], -1) + 1
+        family = name.partition("-")[0] if row["family"] == "kvmmu" else row["family"]
+        n = count[family] = count.get(family, -1) + 1
         styles[name] = {
-            "color": _FAMILIES.get(row["family"], "#e69f00"),
+            "color": _FAMILIES.get(family, "#e69f00"),
             "marker": _MARKERS[n % len(_MARKERS)],
             "linestyle": "-" if row["precision"] == "fp32" else "--",
             "linewidth": 2.0 if row["family"] == "kvmmu" else 1.2,

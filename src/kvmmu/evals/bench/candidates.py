@@ -139,7 +139,7 @@ BANDWIDTH = Candidate("read bandwidth", "kvmmu", "slots", "-", 0, "-", _HERE / "
 
 
 def pick(text: str | None, *, is_ours: bool) -> tuple[Candidate, ...]:
-    """Choose candidates by names or families with commas; None: those of the default.
+    """Choose candidates by names, or the default ones of families, with commas; None: of all.
 
     Raises ValueError for a name of neither kind.
     """
@@ -148,7 +148,7 @@ def pick(text: str | None, *, is_ours: bool) -> tuple[Candidate, ...]:
         return tuple(c for c in side if c.is_default)
     found: dict[str, Candidate] = {}
     for part in (p.strip() for p in text.split(",") if p.strip()):
-        same = [c for c in side if part in (c.name, c.family)]
+        same = [c for c in side if part == c.name or (part == c.family and c.is_default)]
         if not same and part != "none":
             known = sorted({c.name for c in side} | {c.family for c in side})
             raise ValueError(unknown_name("candidate", part, known))

@@ -14,8 +14,8 @@ from typing import Any
 from kvmmu.evals.bench.candidates import Candidate
 from kvmmu.evals.bench.convert import ConversionError
 from kvmmu.evals.bench.model import BenchModel
-from kvmmu.evals.bench.point import Point, Timing, Worker, prompt_ids
 from kvmmu.evals.bench.process import ChildError
+from kvmmu.evals.bench.worker import Point, Timing, Worker, prompt_ids
 
 __all__ = ["Capped", "measure_capped"]
 
@@ -46,7 +46,7 @@ def measure_capped(
     ]
     rows = []
     for c in candidates:
-        if not c.has_serve:
+        if not c.has_serve or c.name.endswith("-no-scores"):
             continue
         say(f"{c.name}: {work.num_requests} requests, cap {cap_tokens or 'none'}")
         try:

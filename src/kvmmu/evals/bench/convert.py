@@ -7,7 +7,6 @@ the gguf package (llama.cpp).
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +16,7 @@ from kvmmu.errors import KVMMUError
 
 __all__ = ["ConversionError", "converted", "fingerprint"]
 
+_END_BYTES = 1 << 20
 _SCRIPTS = {"openvino": "export_openvino.py", "gguf": "export_gguf.py"}
 
 
@@ -25,11 +25,15 @@ class ConversionError(KVMMUError):
 
 
 def fingerprint(model: Path) -> str:
-    """Name a folder's model: its configuration and the sizes of its files of weights."""
-    files = sorted(model.glob("*.safetensors"))
-    sizes = [[file.name, file.stat().st_size] for file in files]
-    text = (model / "config.json").read_text() + json.dumps(sizes)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Name a folder's model by its configuration and both ends of its files of weights."""
+    made = hashlib.sha256((model / "config.json").read_bytes())
+    for path in sorted(model.glob("*.safetensors")):
+        made.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            made.update(file.read(_END_BYTES))
+            file.seek(-min(_END_BYTES, path.stat().st_size), 2)
+            made.update(file.read())
+    return made.hexdigest()[:12]
 
 
 def converted(model: Path, source: str, folder: Path, python: str) -> Path:

@@ -20,7 +20,8 @@ from kvmmu import __version__
 from kvmmu.evals.bench.candidates import Candidate, absent_reason
 from kvmmu.evals.bench.capped import Capped, measure_capped
 from kvmmu.evals.bench.model import BenchModel
-from kvmmu.evals.bench.point import Point, Timing, measure_point
+from kvmmu.evals.bench.point import measure_point
+from kvmmu.evals.bench.worker import Point, Timing
 
 __all__ = ["Bench", "Plan"]
 
@@ -138,6 +139,7 @@ class Bench:
 
     def _keep(self, line: dict[str, Any], *, is_final: bool) -> None:
         """Append a line; of a void point, remember it for this run only."""
+        line = json.loads(json.dumps(line))  # as it will be read back
         if is_final:
             self._append(line)
         else:

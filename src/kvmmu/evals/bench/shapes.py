@@ -157,15 +157,16 @@ def _weights(shape: Shape) -> dict[str, torch.Tensor]:
     at transformers' own 0.02 a random model repeats one token, and any peer would agree.
     """
     random = torch.Generator().manual_seed(0)
+    usual = 0.04 * (768 / shape.hidden) ** 0.5
 
-    def draw(rows: int, columns: int, deviation: float = 0.04) -> torch.Tensor:
+    def draw(rows: int, columns: int, deviation: float = usual) -> torch.Tensor:
         return torch.randn(rows, columns, generator=random) * deviation
 
     q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
     made = {"model.embed_tokens.weight": draw(shape.vocab, hidden, 0.02)}
     sizes: dict[str, Callable[[], torch.Tensor]] = {
-        "self_attn.q_proj": lambda: draw(q, hidden, 0.08),
-        "self_attn.k_proj": lambda: draw(kv, hidden, 0.08),
+        "self_attn.q_proj": lambda: draw(q, hidden, 2 * usual),
+        "self_attn.k_proj": lambda: draw(kv, hidden, 2 * usual),
         "self_attn.v_proj": lambda: draw(kv, hidden),
         "self_attn.o_proj": lambda: draw(hidden, q),
         "mlp.gate_proj": lambda: draw(shape.intermediate, hidden),
