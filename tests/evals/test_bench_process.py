@@ -47,7 +47,7 @@ def test_an_error_is_one_line(child):
 
 def test_a_dead_child_gives_its_last_words(child):
     opened(child, dies=True)
-    with pytest.raises(ChildError, match="^last words$"):
+    with pytest.raises(ChildError, match=r"^last words$"):
         child.ask("decode", count=1)
 
 
