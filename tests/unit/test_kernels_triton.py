@@ -56,9 +56,21 @@ def test_contract_of_all_kernels_holds_in_the_interpreter():
     run_interpreted(str(HERE.with_name("test_kernels.py")), "-k", "triton")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(IS_INTERPRETED, reason="starts the interpreter's process")
+def test_any_chunk_is_right_in_the_interpreter():
+    run_interpreted(str(HERE.with_name("test_kernels.py")), "-k", "any_shape")
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="runs where nothing is interpreted")
+def test_tensors_on_a_cpu_are_not_for_triton():
+    assert "triton" not in dispatch.available()
+    assert "triton" not in dispatch.available(torch.device("cpu"))
+
+
 @pytest.mark.skipif(IS_INTERPRETED or torch.cuda.is_available(), reason="the kernels run here")
 def test_without_a_device_the_lack_is_named():
-    assert "triton" not in dispatch.available()
+    assert "triton" not in dispatch.available("cuda")
     with pytest.raises(ValueError, match="need a CUDA device, and torch finds none"):
         dispatch.resolve("triton")
 
@@ -99,14 +111,14 @@ def copy(state: LaneState) -> LaneState:
 def tokens_for(
     seed: int, state: LaneState, lanes: tuple[int, ...], group: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw q, k, v of one token a row, as views of one tensor; lanes and at."""
+    """Draw q, k, v of one token a row, strides of q and v other than of k; lanes and at."""
     g = torch.Generator().manual_seed(seed)
     _, heads, _, dim = state.keys.shape
     qkv = torch.randn(len(lanes), heads * (group + 2), dim, generator=g).to(state.keys.dtype)
     q, k, v = qkv.split([heads * group, heads, heads], dim=1)
     rows = torch.tensor(lanes, dtype=torch.int32)
     at = torch.where(rows < 0, 7, state.num_seen[rows.clamp(min=0).long()]).int()
-    return q, k, v, rows, at
+    return q, k.contiguous(), v, rows, at
 
 
 def check(
@@ -243,6 +255,22 @@ def test_of_equals_the_lowest_slot_leaves(splits, seed):
 
 
 @interpreted
+def test_a_score_that_is_no_number_does_not_leave(splits, seed):
+    from kvmmu.kernels.triton import refresh
+
+    state = lanes_of(seed, slots=37)
+    state.scores[3] = torch.nan
+    theirs, lane = copy(state), torch.tensor([3], dtype=torch.int32)
+    for scored in (None, 30):  # all of them, then all but one
+        if scored is not None:
+            state.scores[3, :, scored] = theirs.scores[3, :, scored] = 5.0
+            state.positions[3, :, scored] = theirs.positions[3, :, scored] = 50
+        refresh(lane, state, SPEC)
+        fused_reference.refresh(lane, theirs, SPEC)
+        assert torch.equal(state.victims, theirs.victims)
+
+
+@interpreted
 def test_ages_are_exact_where_float32_is_not(splits, seed):
     from kvmmu.kernels.triton import refresh
 
@@ -364,6 +392,22 @@ def test_attend_in_blocks_is_right(seed, monkeypatch):
     )
     for ours, want in pairs:
         assert float((ours - want).abs().max()) < 4e-6
+
+
+@interpreted
+def test_empty_slots_may_hold_anything(seed):
+    from kvmmu.kernels.triton import attend
+
+    g = torch.Generator().manual_seed(seed)
+    q, (k, v) = torch.randn(1, 4, 3, 16, generator=g), torch.randn(2, 1, 2, 20, 16, generator=g)
+    keys = torch.arange(20).expand(1, 2, -1).int().clone()
+    keys[:, :, 5:9] = -1
+    queries = torch.arange(17, 20)[None].int()
+    rest = (keys, queries, torch.ones(1, 3))
+    first = attend(q, k, v, *rest, spec=AttendSpec(0.3))
+    k[:, :, 5:9], v[:, :, 5:9] = torch.nan, torch.nan
+    second = attend(q, k, v, *rest, spec=AttendSpec(0.3))
+    assert all(torch.equal(*pair) for pair in zip(first, second))
 
 
 @interpreted

@@ -31,9 +31,10 @@ class _Fused:
     refresh: Callable[..., None]
 
 
-def available() -> list[str]:
-    """List the kernels that run on this machine."""
-    return sorted([*_KERNELS, *(["triton"] if _why_no_triton() is None else [])])
+def available(device: torch.device | str = "cpu") -> list[str]:
+    """List the kernels that run on a device of this machine."""
+    here = torch.device(device).type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return sorted([*_KERNELS, *(["triton"] if here and _why_no_triton() is None else [])])
 
 
 def _why_no_triton() -> str | None:

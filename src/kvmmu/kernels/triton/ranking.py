@@ -3,7 +3,8 @@
 `running_least` keeps one candidate a lane of the vector, so a loop over blocks of slots needs no
 exchange between threads; `settle_least` compares the lanes once at the end. A lane keeps the
 first of its equals and starts at its slot of the first block with the greatest rank, so ties go
-to the lowest slot and no NaN can name a slot that does not exist.
+to the lowest slot. A NaN is less than nothing: it never leaves before another can, and no request
+whose numbers have failed can name a slot that does not exist.
 """
 # mypy: disallow-untyped-defs=false, disallow-untyped-decorators=false
 # mypy: disallow-untyped-calls=false, disallow-incomplete-defs=false
@@ -44,7 +45,7 @@ def ranks_of(
         )
     else:
         ranks = _in_order(
-            tl.where(scores == scores, scores, float("inf")),
+            scores,
             positions,
             newest,
             float("inf"),
