@@ -207,10 +207,10 @@ def test_every_rule_compiles(compiled, rule, per_layer, split):
 def test_every_shape_of_heads_compiles(compiled, dtype, group, dim):
     fused(dtype, group=group, dim=dim, slots=500)
     chunk(dtype, group=group, dim=dim)
-    # float32 has no tensor cores; a chunk's padded dimensions cost a few words of addresses
-    compiled.check(
-        "attend_slots", "attend_queries", "reduce_keys", stack_bytes=16 * dtype.itemsize**2
-    )
+    # a chunk's padded dimensions cost a few words of addresses; float32, which has no tensor cores
+    # to hold its operands, keeps a tile of K in local memory at some widths: right, but slow
+    stack_bytes = 4096 if dtype == torch.float32 else 64
+    compiled.check("attend_slots", "attend_queries", "reduce_keys", stack_bytes=stack_bytes)
 
 
 @pytest.mark.slow
