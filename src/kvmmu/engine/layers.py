@@ -99,7 +99,8 @@ class TorchLayers:
         # not mean(): over a transposed x its bits depend on the row's place
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [...,1]
         mean = length.square_().div_(x.shape[-1])
-        return (x * mean.add_(self.config.norm_eps).rsqrt_()).mul_(weight)
+        normed: Tensor = x * mean.add_(self.config.norm_eps).rsqrt_()
+        return normed.mul_(weight)
 
     def _norm_heads(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """Norm the queries and keys of qkv [N, (Hq + 2 Hkv) D], by head or whole."""

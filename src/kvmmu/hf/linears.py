@@ -77,7 +77,7 @@ def put_native(model: nn.Module) -> None:
             f"'native' with {type(model).__name__}"
         )
     for name, found in places.items():
-        _put(model, name, NativeLinear(found))  # type: ignore[arg-type]
+        _put(model, name, NativeLinear(found))
     model.__dict__[_FOUND] = {"depth": 1, "places": places}
 
 
