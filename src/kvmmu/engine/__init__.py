@@ -2,10 +2,12 @@
 
     config.py     ModelConfig: what a config.json says, in one family's words, or a refusal
     families/     one file a model type: names of its weights, what is special about it
-    weights.py    safetensors folder -> fused, stacked tensors in float32, bfloat16, int8 or int4
+    checkpoint.py a safetensors folder, read one tensor at a time
+    tensors.py    shapes of a model's tensors, and the records that hold them
+    weights.py    checkpoint -> fused, stacked tensors in float32, bfloat16, float16 or int8
     rope.py       angles by the configuration: default, linear, llama3, yarn, longrope
-    linear.py     one weight matrix in one of its forms (plain, prepacked, int8, int4, native)
-    layers.py     a decoder layer in two halves, around the attention; native.py: on numba kernels
+    linear.py     one weight matrix in one of its forms (plain, int8)
+    layers.py     a decoder layer in two halves, around the attention; native.py: on numba kernels, for few rows
     model.py      Transformer: tokens in, logits out; attention is handed in
     request.py    SamplingParams, Request, what comes back
     sampler.py    logits -> tokens, each row by its own request's parameters and generator
@@ -13,6 +15,8 @@
     lane_class.py LaneClass: C, policy and number of lanes of one class, declared at start
     scheduler.py  which lane decodes, which prompt's chunk runs, within a token budget
     step.py       one engine step: rows of decode and of prefill through one forward
+    admission.py  prompts -> requests, or what is wrong with them
+    loop.py       requests in lanes, step by step; faults and ends
     engine.py     Engine: add, step, stream, cancel, generate
 
 How data walks. A request waits in its class's queue until a lane is free; it can then never run

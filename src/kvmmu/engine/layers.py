@@ -97,7 +97,7 @@ class TorchLayers:
         if self.config.norm == "layer":
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.config.norm_eps)
         # not mean(): over a transposed x its bits depend on the row's place
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [...,1]
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [...,1]
         mean = length.square_().div_(x.shape[-1])
         normed: Tensor = x * mean.add_(self.config.norm_eps).rsqrt_()
         return normed.mul_(weight)
