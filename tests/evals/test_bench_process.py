@@ -37,6 +37,8 @@ def test_turns_say_wall_and_cpu_time_and_memory(child):
     made = child.ask("decode", count=10)
     assert 0.2 <= made["wall_s"] < 5
     assert 0 < made["cpu_s"] <= made["wall_s"] * 1.2
+    assert made["cpu_s"] <= made["all_cpu_s"]
+    made = child.ask("prefill", prompts=[[1]])
     assert 0 < made["before_bytes"] <= made["peak_bytes"]
 
 

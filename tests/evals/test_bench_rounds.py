@@ -57,9 +57,9 @@ def test_the_clock_takes_the_childs_own_time_for_its_own(monkeypatch):
     clock = Clock(2)
     busy = iter([10.0, 12.0])
     monkeypatch.setattr(clock, "busy_s", lambda: next(busy))
-    made, taken = clock.watch(lambda: {"cpu_s": 2.0, "wall_s": 1.0})
+    made, taken = clock.watch(lambda: {"cpu_s": 1.5, "all_cpu_s": 2.0, "wall_s": 1.0})
     assert taken == 0.0
-    assert made["cpu_s"] == 2.0
+    assert made["cpu_s"] == 1.5
 
 
 def test_where_nothing_tells_the_childs_share_of_its_threads_decides(monkeypatch):

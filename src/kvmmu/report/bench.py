@@ -13,7 +13,7 @@ __all__ = ["bench_notes", "cap_table", "markdown", "point_tables", "write_bench"
 
 Row = Mapping[str, Any]
 _COLUMNS = (
-    "candidate", "tok/s", "ms a\nstep", "quartiles", "x band-\nwidth", "prefill\ntok/s", "TTFT\ns",
+    "candidate", "tok/s", "ms a\nstep", "quartiles", "x\nlimit", "prefill\ntok/s", "TTFT\ns",
     "grows\nMB", "KV\nMB", "ours is",
 )  # fmt: skip
 _CAP_COLUMNS = ("candidate", "cap,\ntokens", "tok/s", "users\nat once", "grows\nMB")
@@ -39,8 +39,8 @@ def title_of(group: Row) -> str:
     return text + ("; VOID: others took the cores" if group["is_void"] else "")
 
 
-def cells(row: Row, reference: str | None) -> list[str]:
-    """Word one candidate's figures, in the table's order."""
+def cells(row: Row, reference: str | None, *, is_narrow: bool = False) -> list[str]:
+    """Word one candidate's figures in the table's order; without quartiles if it is narrow."""
     low, high = row["step_quartiles_ms"]
     name = (
         row["candidate"]
@@ -49,7 +49,7 @@ def cells(row: Row, reference: str | None) -> list[str]:
     )
     ratio = row["speedup_over"].get(reference or "")
     rate = row["prefill_tokens_per_s"]
-    return [
+    made = [
         name,
         f"{row['decode_tokens_per_s']:.0f}",
         f"{row['step_ms']:.1f}",
@@ -61,6 +61,7 @@ def cells(row: Row, reference: str | None) -> list[str]:
         f"{row['kv_bytes'] / 1e6:,.0f}" if row["kv_bytes"] else "-",
         f"{1 / ratio[0]:.2f}x" if ratio else "1",
     ]
+    return [row["candidate"], *made[1:3], *made[4:]] if is_narrow else made
 
 
 def cap_cells(cap: Row, row: Row) -> list[str]:
@@ -88,10 +89,10 @@ def point_tables(result: Row) -> list[Table]:
     """Lay out a table for each point (each group of one)."""
     made = []
     for group in _groups(result):
-        heads = [*_COLUMNS[:-1], f"{reference_of(group) or 'ours'}\nis"]
+        heads = [*_COLUMNS[:3], *_COLUMNS[4:-1], f"{reference_of(group) or 'ours'}\nis"]
         table = _table(title_of(group), heads)
         for row in _fine(group["rows"]):
-            table.add_row(*cells(row, reference_of(group)))
+            table.add_row(*cells(row, reference_of(group), is_narrow=True))
         made.append(table)
     return made
 
@@ -187,7 +188,7 @@ def markdown(result: Row) -> str:
     parts = [
         f"# kvmmu bench: {result['model']}",
         f"{host['cpu']}, {host['threads']} threads, torch {host['torch']}; policy "
-        f"{result['policy']}. Medians of alternated rounds; x bandwidth: step time over (weights "
+        f"{result['policy']}. Medians of alternated rounds; x limit: step time over (weights "
         "+ K and V that a step must read) at the read bandwidth measured in the same rounds.",
     ]
     for group in _groups(result):

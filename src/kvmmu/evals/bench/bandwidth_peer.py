@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: a buffer far larger than its caches, summed.
+"""How fast this machine reads memory: a buffer far larger than its caches, times a vector.
 
 Takes its turns like a candidate (peers/child.py has the contract); a step reads the buffer once.
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-_BYTES = 1 << 28
+_BYTES, _COLUMNS = 1 << 28, 4096
 
 
 class Peer:
-    """A buffer and its sum."""
+    """A matrix of 256 MiB, multiplied by a vector."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """Fill the buffer."""
         torch.set_num_threads(settings["threads"])
-        self._buffer = torch.ones(_BYTES // 4)
+        memory = np.ones((_BYTES // 4 // _COLUMNS, _COLUMNS), dtype=np.float32)
+        self._buffer = torch.from_numpy(memory)  # numpy asks for huge pages, torch does not
+        self._vector = torch.ones(_COLUMNS)
         self.facts = {"version": torch.__version__, "weight_bytes": _BYTES, "fans_out": True}
 
     def prefill(self, prompts: list[list[int]]) -> list[int]:
@@ -31,7 +34,7 @@ class Peer:
     def decode(self, count: int) -> list[list[int]]:
         """Read the buffer `count` times."""
         for _ in range(count):
-            self._buffer.sum()
+            self._buffer.mv(self._vector)
         return [[]]
 
     def clear(self) -> None:

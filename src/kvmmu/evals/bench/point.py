@@ -189,6 +189,7 @@ def _result(
         "context": point.context,
         "num_slots": point.num_slots,
         "read_gbps": read_gbps,
+        "read_turns_taken": [round(turn.taken, 3) for turn in rounds.turns.get(BANDWIDTH.name, ())],
         "num_rounds": rounds.num_rounds,
         "num_valid_rounds": len(rounds.valid),
         "is_void": rounds.is_void,
@@ -227,6 +228,7 @@ def _row(
         "bound_ms": bound_ms,
         "over_bound": step_ms / bound_ms if bound_ms else None,
         "steps_a_turn": worker.steps,
+        "turns_taken": [round(turn.taken, 3) for turn in rounds.turns[c.name]],
         "speedup_over": against,
         **worker.figures,
     }

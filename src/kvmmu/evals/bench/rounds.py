@@ -53,7 +53,7 @@ class Clock:
         after, wall = self.busy_s(), time.perf_counter() - start
         if before is None or after is None:
             return made, max(0.0, 1 - made["cpu_s"] / (made["wall_s"] * self.threads))
-        taken = max(0.0, after - before - made["cpu_s"] - self._tick_s)  # stat counts in ticks
+        taken = max(0.0, after - before - made["all_cpu_s"] - self._tick_s)  # stat counts in ticks
         return made, taken / (wall * (os.cpu_count() or 1))
 
 

@@ -3,8 +3,8 @@
     asked {"op": "open", "settings": {...}}, answered {"facts": {...}}, then "prefill", "spread",
     "decode", "clear", "kv_bytes", "serve" with their arguments; an end of input ends the process.
 
-An answer to what takes time has wall_s, cpu_s (of all threads); an error is {"error": one line}.
-Runs with the candidate's own Python, so it needs the standard library alone.
+An answer to what takes time has wall_s and cpu_s (of all threads), every answer has all_cpu_s,
+which counts from the answer before, and an error is {"error": one line}. Runs with the candidate's own Python, so it needs the standard library alone.
 
 Contract of a peer's file: a class Peer, made with the settings (a dict), that has `facts` (dict:
 version, weight_bytes, fans_out, note) and the methods
@@ -64,15 +64,18 @@ def load_peer(path: str) -> Any:
     return module.Peer
 
 
-def timed(call: Callable[[], Any]) -> dict[str, Any]:
-    """Call, with wall and CPU seconds and memory before and at its peak."""
-    restart_peak()
+def timed(call: Callable[[], Any], *, has_memory: bool) -> dict[str, Any]:
+    """Call, with wall and CPU seconds and, if asked for, memory before and at its peak."""
+    if has_memory:
+        restart_peak()
     before = resident_bytes()
     wall, cpu = time.perf_counter(), time.process_time()
     value = call()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    memory = {"before_bytes": before, "peak_bytes": resident_bytes("VmHWM")}
-    return {"value": value, "wall_s": wall, "cpu_s": cpu, **memory}
+    made = {"value": value, "wall_s": wall, "cpu_s": cpu}
+    if has_memory:
+        made |= {"before_bytes": before, "peak_bytes": resident_bytes("VmHWM")}
+    return made
 
 
 def answer(state: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def answer(state: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         return {"facts": state["peer"].facts}
     method = getattr(state["peer"], op)
     if op in _TIMED:
-        return timed(lambda: method(**asked))
+        return timed(lambda: method(**asked), has_memory=op != "decode")
     return {"value": method(**asked)}
 
 
@@ -93,6 +96,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.path = [x for x in sys.path if x != str(Path(__file__).parent)]
     state: dict[str, Any] = {}
+    had_s = 0.0
     for line in sys.stdin:
         try:
             if "Peer" not in state:
@@ -101,7 +105,9 @@ def main() -> None:
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             made = {"error": f"{type(error).__name__}: {text}"}
-        out.write(json.dumps(made) + "\n")
+        now_s = time.process_time()
+        out.write(json.dumps(made | {"all_cpu_s": now_s - had_s}) + "\n")
+        had_s = now_s
 
 
 if __name__ == "__main__":
