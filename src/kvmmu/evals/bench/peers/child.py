@@ -4,7 +4,8 @@
     "decode", "clear", "kv_bytes", "serve" with their arguments; an end of input ends the process.
 
 An answer to what takes time has wall_s and cpu_s (of all threads), every answer has all_cpu_s,
-which counts from the answer before, and an error is {"error": one line}. Runs with the candidate's own Python, so it needs the standard library alone.
+which counts from the answer before, and an error is {"error": one line}. Runs with the
+candidate's own Python, so it needs the standard library alone.
 
 Contract of a peer's file: a class Peer, made with the settings (a dict), that has `facts` (dict:
 version, weight_bytes, fans_out, note) and the methods
