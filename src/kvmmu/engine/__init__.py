@@ -7,7 +7,7 @@
     weights.py    checkpoint -> fused, stacked tensors in float32, bfloat16, float16 or int8
     rope.py       angles by the configuration: default, linear, llama3, yarn, longrope
     linear.py     one weight matrix in one of its forms (plain, int8)
-    layers.py     a decoder layer in two halves, around the attention; native.py: on numba kernels, for few rows
+    layers.py     a decoder layer in two halves around the attention; native.py: few rows, on numba
     model.py      Transformer: tokens in, logits out; attention is handed in
     request.py    SamplingParams, Request, what comes back
     sampler.py    logits -> tokens, each row by its own request's parameters and generator
