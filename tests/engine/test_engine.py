@@ -486,6 +486,16 @@ def test_stats_count_what_was_done():
     assert now.nbytes > now.kv_nbytes == 3 * 2 * (12 + 10) * 2 * 8 * 4
 
 
+def test_transient_of_a_selectors_whole_prompt_is_reported():
+    sizes = []
+    for policy in ("rce", "snapkv"):
+        made = engine(policy=policy)
+        made.generate([prompt_of(150)], params(1))
+        sizes.append(made.stats().workspace_nbytes)
+    kv_of_prompt = 2 * 150 * 2 * 8 * 4
+    assert sizes[0] < kv_of_prompt < sizes[1]
+
+
 # ------------------------------------------------------------------------ making an engine
 def test_shipped_model_loads_by_name():
     made = kvmmu.Engine.load(SHIPPED, num_slots=32, num_lanes=2, policy="tova")

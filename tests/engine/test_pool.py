@@ -362,3 +362,16 @@ def test_step_rules_promise_the_grace_and_decay_of_the_chunk_path():
         policy = POLICIES.make(name)
         rule = policy.step_rule
         assert (rule.decay, rule.grace) == (policy.query_decay, policy.grace)
+
+
+def test_subclass_that_scores_in_another_way_has_no_rule_of_its_parent():
+    class Least(RCE):
+        def priority(self, view):
+            return -view.scores
+
+    class Renamed(RCE):
+        """Nothing of the rule is changed."""
+
+    assert Least().step_rule is None
+    assert Renamed().step_rule == RCE().step_rule
+    assert not pool(Least()).is_fused

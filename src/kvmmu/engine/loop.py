@@ -21,7 +21,8 @@ class EngineStats:
     """What an engine holds and has done; lanes are (busy, all) by class.
 
     num_evicted counts tokens that left or were never written, in all layers. kv_nbytes are bytes
-    of K and V, nbytes all persistent tensors of the lanes.
+    of K and V, nbytes all persistent tensors of the lanes, workspace_nbytes the largest transient
+    of a layer's prefill so far (with a selector, of its longest prompt).
     """
 
     lanes: Mapping[str, tuple[int, int]]
@@ -33,6 +34,7 @@ class EngineStats:
     num_evicted: int
     kv_nbytes: int
     nbytes: int
+    workspace_nbytes: int
 
 
 class Loop:
@@ -166,4 +168,5 @@ class Loop:
             num_evicted=self._num_evicted + sum(map(self._evicted, self.tracks.values())),
             kv_nbytes=sum(pool.kv_nbytes for pool in pools.values()),
             nbytes=sum(pool.nbytes for pool in pools.values()),
+            workspace_nbytes=max(pool.workspace_nbytes for pool in pools.values()),
         )

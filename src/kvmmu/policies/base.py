@@ -45,6 +45,10 @@ NEEDS = ("mass", "max", "newest", "last", "last_sq", "k", "v", "protected")
 """Planes of the kernel (see kernels/contract.py), the K and V held, the protection mask."""
 
 
+_IN_RULE = frozenset({"priority", "update", "query_decay", "grace"})
+"""What a policy's `step_rule` speaks of."""
+
+
 @dataclass(frozen=True)
 class StateSpec:
     """One tensor of policy state. per "slot" [B,Hkv,C], "head" [B,Hkv], "vector" [B,Hkv,D].
@@ -100,6 +104,12 @@ class Policy(ABC):
     name: ClassVar[str]
     kind: ClassVar[Literal["step", "selector"]] = "step"
 
+    def __init_subclass__(cls) -> None:
+        """Take back a `step_rule` that was said of another `update` or `priority`."""
+        super().__init_subclass__()
+        if "step_rule" not in vars(cls) and not _IN_RULE.isdisjoint(vars(cls)):
+            cls.step_rule = Policy.step_rule  # type: ignore[method-assign]
+
     @property
     def ops_per_slot(self) -> int:
         """Additions, multiplications and comparisons per slot and step (for cost models)."""
@@ -148,8 +158,9 @@ class Policy(ABC):
     def step_rule(self) -> StepRule | None:
         """Say a decode step in the words of fused kernels, None if they cannot say it.
 
-        A rule promises that `update` with one query and `priority` do what it says; it needs no
-        state but the score. A policy without one is decoded by the KV-MMU's separate kernels.
+        A rule promises that `update` with one query and `priority` do what it says, and that no
+        state but the score is needed; a subclass that changes one of them says its own or has
+        none. A policy without one is decoded by the KV-MMU's separate kernels.
         """
         return None
 

@@ -23,6 +23,7 @@ from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.kernels import dispatch
 from kvmmu.kernels.step import FusedKernel, LaneState, StepSpec
 from kvmmu.policies.base import is_count
+from kvmmu.slots.fused import lane_state, step_spec
 from kvmmu.slots.integrity import check_lanes
 from kvmmu.slots.mmu import KVMMU
 from kvmmu.slots.settings import CacheOptions
@@ -111,25 +112,12 @@ class LanePool:
         self._states: list[LaneState] = []
         self._specs: list[StepSpec] = []
         if self._fused is not None:
-            self._states = [self._state(mmu) for mmu in self.mmus]
-            self._specs = [self._spec(mmu) for mmu in self.mmus]
+            shape_of_victims = (B, shape.num_kv_heads)
+            for mmu in self.mmus:
+                victims = torch.zeros(shape_of_victims, dtype=torch.int32, device=device)
+                self._states.append(lane_state(mmu, victims))
+                self._specs.append(step_spec(mmu, self.scale))
             self._refresh(self._ids)
-
-    def _state(self, mmu: KVMMU) -> LaneState:
-        """Show a layer's tensors to a fused kernel."""
-        table = mmu.table
-        victims = torch.zeros(
-            self.num_lanes, mmu.spec.num_kv_heads, dtype=torch.int32, device=self.shape.device
-        )
-        keys, values = mmu.keys.read(), mmu.values.read()
-        return LaneState(keys, values, table.positions, table.scores, table.num_seen, victims)
-
-    def _spec(self, mmu: KVMMU) -> StepSpec:
-        """Say a layer's rules to a fused kernel."""
-        rule, spec = mmu.policy.step_rule, mmu.spec
-        assert rule is not None
-        per_layer = spec.granularity == "layer"
-        return StepSpec(rule, self.scale, spec.num_sinks, spec.window, per_layer, spec.horizon)
 
     # Lanes ------------------------------------------------------------------------------------
 
