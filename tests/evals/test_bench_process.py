@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -74,3 +75,20 @@ def test_a_closed_child_is_gone(child):
     opened(child)
     child.close()
     assert child._process.poll() is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a dead parent")
+def test_children_of_a_killed_run_are_gone(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from kvmmu.evals.bench.process import Child;"
+        "child = Child(sys.executable, Path(sys.argv[1]), Path(sys.argv[2]), threads=1);"
+        "child.ask('open', settings={'fans_out': True});"
+        "print(child._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", code, str(FAKE), str(tmp_path / "log")]
+    made = subprocess.run(command, capture_output=True, text=True)
+    stat = Path(f"/proc/{int(made.stdout)}/stat")
+    deadline = time.monotonic() + 5
+    while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

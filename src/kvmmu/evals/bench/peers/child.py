@@ -27,6 +27,7 @@ import importlib.util
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 _STATUS = Path("/proc/self/status")
+_PR_SET_PDEATHSIG = 1
 _TIMED = ("prefill", "decode", "serve")
 
 
@@ -52,6 +54,13 @@ def restart_peak() -> None:
     with contextlib.suppress(OSError):  # not Linux
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies: a stopped one would not notice."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def load_peer(path: str) -> Any:
@@ -93,6 +102,7 @@ def answer(state: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer until the input ends. What libraries print goes to stderr."""
+    end_with_parent()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     sys.path = [x for x in sys.path if x != str(Path(__file__).parent)]
