@@ -16,7 +16,7 @@ FAKE = Path(__file__).parents[1] / "fake_peer.py"
 
 @pytest.fixture
 def child(tmp_path):
-    made = Child(sys.executable, FAKE, tmp_path / "log", threads=1, limit_s=20)
+    made = Child(sys.executable, FAKE, tmp_path / "log", threads=1, limit_s=120)
     yield made
     made.close()
 
