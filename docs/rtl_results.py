@@ -318,12 +318,13 @@ def _native(first: dict[str, Any], made: dict[str, Any]) -> str:
     if not same:
         return "not built"
     block = min(same, key=lambda b: abs(_tables(b) - made["tables"]))
-    logic, sram = block["logic_area_um2"] / UM2_PER_MM2, block["sram_area_um2"]
+    area, sram = block["logic_area_um2"] / UM2_PER_MM2, block["sram_area_um2"]
+    logic = f"{'' if _tables(block) == made['tables'] else '~'}{area:.2f}"
     if sram is None:
-        return f"{logic:.2f} + -"
+        return f"{logic} + -"
     exact = _tables(block) == made["tables"] or first["store"] == "dram"
     factor = 1.0 if exact else made["tables"] / _tables(block)
-    return f"{logic:.2f} + {'' if exact else '~'}{sram * factor / UM2_PER_MM2:,.1f}"
+    return f"{logic} + {'' if exact else '~'}{sram * factor / UM2_PER_MM2:,.1f}"
 
 
 def _tables(block: dict[str, Any]) -> int:

@@ -125,6 +125,9 @@ def test_verify_compares_every_step_with_the_recorded_slot(store):
     assert made["compared"]["num_mismatches"] == 0
     assert made["compared"]["tables_checked"] > 0
     assert made["config"]["store"] == store
+    assert made["trace"]["evictions"] >= 2000 > made["compared"]["evictions"]
+    (cut,) = made["too_easy"]  # what was replayed, not the trace, is too easy
+    assert cut.startswith("12 of the trace's")
 
 
 def test_slot_other_than_the_recorded_one_is_a_fault(monkeypatch):

@@ -202,7 +202,9 @@ def verify(
         typer.echo(json.dumps(result))
     else:
         for label, value in result["compared"].items():
-            typer.echo(f"{label.removeprefix('num_').replace('_', ' ')}: {value:,}")
+            typer.echo(f"{_words(label)}: {value:,}")
+        facts = ", ".join(f"{_words(name)} {value:,g}" for name, value in result["trace"].items())
+        typer.echo(f"the whole trace: {facts}")
     for fault in result["too_easy"]:
         typer.echo(f"too easy a test: {fault}", err=True)
     if result["mismatches"]:
@@ -242,12 +244,24 @@ def _verify(
     return {
         "compared": {name: getattr(made, name) for name in _COMPARED},
         "mismatches": made.mismatches,
-        "too_easy": list(hardness.faults),
+        "too_easy": [*hardness.faults, *_cut(steps, read.num_steps)],
         "trace": vars(hardness),
         "config": vars(config),
         "seed": seed,
         "cycles": made.cycles,
     }
+
+
+def _words(name: str) -> str:
+    """Write a count's name in words."""
+    return name.removeprefix("num_").replace("_", " ")
+
+
+def _cut(steps: int | None, num_steps: int) -> list[str]:
+    """Say that a trace replayed in part does not count as a whole one."""
+    if steps is None or steps >= num_steps:
+        return []
+    return [f"{steps:,} of the trace's {num_steps:,} steps were replayed; leave --steps out"]
 
 
 def _told(items: Iterator[Item], shown: Bar) -> Iterator[Item]:
