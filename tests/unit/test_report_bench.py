@@ -52,8 +52,8 @@ def result():
     }  # fmt: skip
 
 
-def printed(*parts):
-    console = Console(width=120, record=True, file=io.StringIO())
+def printed(*parts, width=120):
+    console = Console(width=width, record=True, file=io.StringIO())
     for part in parts:
         console.print(part)
     return console.export_text()
@@ -125,3 +125,12 @@ def test_a_run_of_failures_alone_still_reports(result, tmp_path):
     result["capped"]["caps"] = []
     write_bench(result, tmp_path)
     assert "it broke" in (tmp_path / "bench.md").read_text()
+
+
+def test_80_columns_are_enough_for_the_longest_names(result):
+    rows = result["points"][0]["groups"][0]["rows"]
+    rows[2] |= {"candidate": "openvino-genai-int8-evict", "prefill_tokens_per_s": 12345.0}
+    rows[1] |= {"prefill_growth_bytes": 12.3e9, "ttft_s": 123.45, "step_ms": 1234.5}
+    text = printed(*point_tables(result), width=80)
+    assert "…" not in text
+    assert "openvino-genai-int8-evict" in text

@@ -115,9 +115,7 @@ def cap_table(result: Row) -> Table | None:
 
 
 def _table(title: str, heads: list[str] | tuple[str, ...]) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left"
-    )
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, title=title, title_justify="left")
     for n, head in enumerate(heads):
         table.add_column(head, justify="right" if n else "left", no_wrap=True)
     return table
