@@ -23,10 +23,10 @@ __all__ = ["TOKENS", "refresh", "step"]
 
 TOKENS: dict[torch.dtype, Any] = {
     torch.float32: np.float32(0),
-    torch.float16: np.float16(0),
+    torch.float16: np.int16(0),
     torch.bfloat16: np.uint16(0),
 }
-"""What stands for a type of numbers in a numba call; numpy has no bfloat16."""
+"""What stands for a type of numbers in a numba call: the bits of halves, which it does not take."""
 
 _step_rows: Any = step_rows  # numba's dispatcher, which takes any arguments
 _STATISTICS = {None: NONE, "mass": MASS, "max": MAX, "newest": NEWEST}

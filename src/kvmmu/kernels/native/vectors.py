@@ -5,7 +5,7 @@ as many registers a vector as it takes. No operation carries fast-math flags, so
 order, the same wherever it is inlined, and NaN keeps its meaning.
 
 Data is named by address, an int, and by a token that stands for its type: np.float32(0),
-np.float16(0), np.uint16(0) for bfloat16 (numpy has none) and np.int8(0).
+np.int8(0), np.uint16(0) for bfloat16 and np.int16(0) for float16, which numba does not take.
 numba caches what calls these functions by the caller's file: after an edit here, delete the
 caches of this folder (__pycache__/*.nb?).
 """
@@ -42,7 +42,7 @@ REGISTERS = 32 if _has_wide() else 16
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F32 = ir.FloatType()
-_ELEMENT = {types.float32: _F32, types.float16: _I16, types.uint16: _I16, types.int8: _I8}
+_ELEMENT = {types.float32: _F32, types.int16: _I16, types.uint16: _I16, types.int8: _I8}
 _ELEMENT[types.int32] = _I32
 
 
@@ -106,7 +106,7 @@ def emit_widen(builder: Any, token: Any, raw: Any) -> Any:
     ints = ir.VectorType(_I32, n) if is_vector else _I32
     if token == types.float32:
         return raw
-    if token == types.float16:
+    if token == types.int16:
         halves = ir.VectorType(ir.HalfType(), n) if is_vector else ir.HalfType()
         return builder.fpext(builder.bitcast(raw, halves), floats)
     if token == types.int8:
@@ -128,7 +128,7 @@ def emit_narrow(builder: Any, token: Any, x: Any) -> Any:
 
     if token == types.float32:
         return x
-    if token == types.float16:
+    if token == types.int16:
         return builder.bitcast(builder.fptrunc(x, kind(ir.HalfType())), kind(_I16))
     raw = builder.bitcast(x, kind(_I32))
     is_odd = builder.and_(builder.lshr(raw, number(16)), number(1))
