@@ -1,4 +1,6 @@
-"""Every run of some tens of cycles is right, whatever the masses, settings and old contents.
+"""Every run of some tens of cycles is right, whatever settings, old contents and masses.
+
+Of a mass, four bits of sixteen are free (`verify.harness`): enough for ties, carries, rescales.
 
 Checked with yowasp-sby and z3. What the depths reach is itself checked (test_runs_hold...): from
 power-up, a lane that was released and is taken again writes its first token at depth 23, the first
