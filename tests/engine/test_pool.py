@@ -366,6 +366,8 @@ def test_step_rules_promise_the_grace_and_decay_of_the_chunk_path():
 
 def test_subclass_that_scores_in_another_way_has_no_rule_of_its_parent():
     class Least(RCE):
+        name = "least"
+
         def priority(self, view):
             return -view.scores
 
