@@ -14,21 +14,15 @@ from kvmmu.engine.layers import TorchLayers, Turns
 from kvmmu.engine.linear import Int8Linear, Linear, PlainLinear
 from kvmmu.engine.tensors import LayerWeights, Weights
 from kvmmu.kernels.native.block import Block, Matrix, Norm, finish, linear, project
+from kvmmu.kernels.native.limits import MOST_ROWS
 
 __all__ = ["NativeLayers", "most_rows"]
-
-_MOST_ROWS = {torch.float32: 32, torch.bfloat16: 12, torch.float16: 12, torch.int8: 48}
-"""Rows up to which the native kernels are faster than PyTorch, by the weights' type.
-
-Measured on two cores with AVX-512 and AMX: at these numbers both take 46, 17 and 50 ms a step of
-88M weights, at 8 rows 16, 12 and 10 against 38, 17 and 38.
-"""
 
 
 def most_rows(weights: Weights) -> int:
     """Return up to how many rows the native kernels are faster for these weights."""
     is_int8 = isinstance(weights.head, Int8Linear)
-    return _MOST_ROWS[torch.int8 if is_int8 else weights.dtype]
+    return MOST_ROWS[torch.int8 if is_int8 else weights.dtype]
 
 
 class NativeLayers:
