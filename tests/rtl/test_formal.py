@@ -78,21 +78,25 @@ def test_no_longer_run_of_two_slots_breaks_a_property(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slots", "ways", "lanes"), [(4, 2, 1), (4, 2, 2), (8, 2, 1), (8, 4, 1)])
-def test_runs_hold_evictions_ties_rescales_and_a_lane_taken_again(tmp_path, slots, ways, lanes):
+@pytest.mark.parametrize(
+    ("slots", "ways", "lanes", "depth"),
+    [(4, 2, 1, DEEP), (8, 2, 1, DEEP), (4, 2, 2, 30), (8, 4, 1, 30)],
+)
+def test_runs_hold_evictions_ties_and_a_lane_taken_again(tmp_path, slots, ways, lanes, depth):
+    """The longer ones hold a rescale too."""
     proof = prove(
         small(slots, ways, lanes),
         tmp_path,
-        depth=DEEP,
+        depth=depth,
         mode="cover",
         held=TWO_SLOTS,
         skip=20,
         timeout_s=TIMEOUT_S,
     )
-    assert set(proof.reached) == set(COVERS), proof.log
+    late = set() if depth == DEEP else {"evicts_after_rescale"}
+    assert set(proof.reached) == set(COVERS) - late, proof.log
     assert proof.reached["takes_lane_again"] < 24  # steps count from 0
     assert max(proof.reached["evicts_by_score"], proof.reached["evicts_on_tie"]) < 30
-    assert proof.reached["evicts_after_rescale"] < DEEP
 
 
 @pytest.mark.slow
