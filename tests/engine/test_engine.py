@@ -327,6 +327,8 @@ def test_text_streams_and_ends_before_a_stop_string(tokenizer):
         assert "".join(o.text for o in pieces) == text[: text.index(stop)]
         assert pieces[-1].finish == "stop"
         assert len(pieces) <= len(outputs)
+    begun = list(made.stream(WORDS, params(40, stop=text[-2:] + "\x00")))
+    assert "".join(o.text for o in begun) == text  # what waits at the end is let out
 
 
 def test_same_seed_same_text_and_logprobs_come_along(tokenizer):

@@ -16,8 +16,10 @@ Decode = Callable[[list[int]], str]
 """Text of token ids, without special tokens; a part of a character is U+FFFD."""
 
 _BROKEN = "\ufffd"
-_MAX_WAITING = 16
-"""Tokens after which bytes that never become a character are let go: UTF-8 needs four."""
+_MOST_PARTS = 3
+"""Tokens that may hold the begun part of a character: UTF-8 has four bytes at most."""
+_MAX_WAITING = 32
+"""Tokens after which bytes that never become a character are let go."""
 
 
 class Detokenizer:
@@ -32,30 +34,38 @@ class Detokenizer:
     def feed(self, token_ids: Sequence[int]) -> str:
         """Take tokens, return the text that is now certain."""
         self._ids.extend(token_ids)
-        text = self._rest()
         num_waiting = len(self._ids) - self._done
-        if text.endswith(_BROKEN) and num_waiting < _MAX_WAITING:
-            return ""
+        for num_parts in range(min(_MOST_PARTS, num_waiting) + 1):
+            end = len(self._ids) - num_parts
+            text = self._rest(end)
+            if not text.endswith(_BROKEN):
+                break
+        else:
+            if num_waiting < _MAX_WAITING:
+                return ""
+            end = len(self._ids) - _MOST_PARTS
+            text = self._rest(end)
         if not text and num_waiting >= _MAX_WAITING:
-            del self._ids[self._done :]  # special tokens without end would make this slow
-        return self._let_out(text)
+            del self._ids[self._done : end]  # special tokens without end would make this slow
+        return self._let_out(text, end)
 
     def flush(self) -> str:
         """Return what still waits, parts of characters included."""
-        return self._let_out(self._rest())
+        end = len(self._ids)
+        return self._let_out(self._rest(end), end)
 
-    def _rest(self) -> str:
-        """Return the text of the tokens that were not let out, as it reads after the others."""
+    def _rest(self, end: int) -> str:
+        """Return the text of ids[done:end] as it reads after the others."""
         known = self._decode(self._ids[self._before : self._done])
-        both = self._decode(self._ids[self._before :])
+        both = self._decode(self._ids[self._before : end])
         if both.startswith(known):
             return both[len(known) :]
-        return self._decode(self._ids[self._done :])  # the new bytes changed what stood before
+        return self._decode(self._ids[self._done : end])  # the new bytes changed what stood before
 
-    def _let_out(self, text: str) -> str:
+    def _let_out(self, text: str, end: int) -> str:
         if text:  # tokens without text give the next ones nothing to stand after
             self._before = self._done
-            self._done = len(self._ids)
+            self._done = end
         return text
 
 
