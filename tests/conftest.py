@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 # Before torch is imported: two workers then share two cores. Values already set are kept.
@@ -64,3 +66,12 @@ def generator(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def gradients_are_left_on() -> Iterator[None]:
+    """No code that was tried leaves gradients off for what runs after it in the same process."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

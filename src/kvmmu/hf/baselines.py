@@ -41,7 +41,6 @@ class Peer:
         if settings["cache"].endswith("-compiled"):
             self._forward = torch.compile(self.model, fullgraph=True, dynamic=False)
         self._open = contextlib.ExitStack()
-        self._open.enter_context(torch.inference_mode())
         if self.kind == "slots":
             self._open.enter_context(enabled(self.model))
         self.cache: Cache | None = None
@@ -82,6 +81,7 @@ class Peer:
         token: torch.Tensor = made.logits[:, -1:].argmax(-1)
         return token
 
+    @torch.inference_mode()
     def prefill(self, prompts: list[list[int]]) -> list[int]:
         """Read prompts of one length into a new cache."""
         ids = torch.tensor(prompts)  # [B,S]
@@ -89,6 +89,7 @@ class Peer:
         self.token = self._read(ids, self.cache)
         return [int(x) for x in self.token[:, 0]]
 
+    @torch.inference_mode()
     def spread(self, count: int) -> None:
         """Copy the row that was read to `count` rows."""
         if count == 1 or self.cache is None:
@@ -105,6 +106,7 @@ class Peer:
         else:
             self.cache.batch_repeat_interleave(count)
 
+    @torch.inference_mode()
     def decode(self, count: int) -> list[list[int]]:
         """Take `count` steps."""
         made = []

@@ -33,8 +33,6 @@ class Peer:
             settings["model"], dtype=torch.float32, use_safetensors=True
         ).eval()
         self._kvpress = kvpress
-        self._open = contextlib.ExitStack()
-        self._open.enter_context(torch.inference_mode())
         self._decoding: Any = None
         self.cache: Any = None
         self.token = torch.empty(0, dtype=torch.long)
@@ -45,6 +43,7 @@ class Peer:
             "fans_out": True,
         }
 
+    @torch.inference_mode()
     def prefill(self, prompts: list[list[int]]) -> list[int]:
         """Read prompts of one length; at its end each layer's cache is cut to C."""
         self.clear()
@@ -66,12 +65,14 @@ class Peer:
             self._decoding.enter_context(press(self.model))
         return [int(x) for x in self.token[:, 0]]
 
+    @torch.inference_mode()
     def spread(self, count: int) -> None:
         """Copy the row that was read to `count` rows."""
         self.token = self.token.repeat(count, 1)
         if count > 1:
             self.cache.batch_repeat_interleave(count)
 
+    @torch.inference_mode()
     def decode(self, count: int) -> list[list[int]]:
         """Take `count` steps, each at its place in the text."""
         made = []
