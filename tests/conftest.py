@@ -74,4 +74,5 @@ def gradients_are_left_on() -> Iterator[None]:
     yield
     torch = sys.modules.get("torch")
     if torch is not None:
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
