@@ -69,10 +69,17 @@ def generator(seed: int) -> torch.Generator:
 
 
 @pytest.fixture(autouse=True)
-def gradients_are_left_on() -> Iterator[None]:
-    """No code that was tried leaves gradients off for what runs after it in the same process."""
+def torch_is_left_as_it_was() -> Iterator[None]:
+    """No code that was tried switches gradients or threads for what runs after it.
+
+    Two workers of two threads each on two cores make every test many times slower.
+    """
+    before = None if (torch := sys.modules.get("torch")) is None else torch.get_num_threads()
     yield
-    torch = sys.modules.get("torch")
-    if torch is not None:
+    if (torch := sys.modules.get("torch")) is not None:
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
+        after = torch.get_num_threads()
+        if before is not None and after != before:
+            torch.set_num_threads(before)
+            pytest.fail(f"a test must leave {before} threads, got {after}")

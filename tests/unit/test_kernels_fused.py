@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, fields, replace
 
+import numba
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,7 +210,7 @@ def test_row_has_the_same_bits_whoever_is_beside_it_and_on_any_threads(per_layer
     out = run(native, case, whole)
     for order in ([3], [4, 0, 3], [3, 1, 2, 0, 4]):
         for threads in (1, 2):
-            native.set_threads(min(threads, native.num_threads()))
+            native.set_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             part = clone(case.state)
             found = run(native, cut(case, order), part)
             native.set_threads(None)

@@ -14,9 +14,14 @@ _config: Any = numba.config  # its names are made at run time
 _chosen: list[int] = []
 """The number that set_threads fixed, if any."""
 
+_launched: list[bool] = []
+"""Holds something once numba has its pool of threads."""
+
 
 def num_threads() -> int:
     """Return the threads that native kernels use: as set, else as many as PyTorch."""
+    if not _launched:
+        _launch()
     if _chosen:
         return _chosen[0]
     return min(torch.get_num_threads(), int(_config.NUMBA_NUM_THREADS))
@@ -31,3 +36,11 @@ def set_threads(num: int | None) -> None:
     if num is not None and not 1 <= num <= limit:
         raise ValueError(f"number of threads must be in 1..{limit}, got {num!r}")
     _chosen[:] = [] if num is None else [num]
+
+
+def _launch() -> None:
+    """Have numba make its pool. It sets OpenMP's number of threads, which is PyTorch's too."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
+    _launched.append(True)
