@@ -38,13 +38,18 @@ PLANES = ("mass", "max", "newest", "last", "last_sq")
 
 @dataclass(frozen=True)
 class AttendSpec:
-    """What a layer's attention always does: resolved once, when the cache is bound."""
+    """What a layer's attention always does: resolved once, when the cache is bound.
+
+    ends_with_queries promises that the last Q keys are those of the queries, in the same order,
+    pads first and positions rising: no query then sees a key behind its own.
+    """
 
     scale: float
     planes: tuple[str, ...] = ("mass",)
     horizon: int | None = None
     softcap: float | None = None
     grace: int = 0
+    ends_with_queries: bool = False
 
 
 class Attend(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvmmu.kernels.contract import MASKED, AttendSpec
 
@@ -72,14 +73,17 @@ def _attend(
     stats: Tensor | None = None
     for start in range(0, Q, block):
         rows = slice(start, min(start + block, Q))
-        p = _probabilities(q[:, :, :, rows], k_t, keys, query_positions[:, rows], spec, sinks)
+        M = N - Q + rows.stop if spec.ends_with_queries else N  # what this block can see
+        seen, at = keys[:, :, :M], query_positions[:, rows]
+        p = _probabilities(q[:, :, :, rows], k_t[:, :, :M], seen, at, spec, sinks)
         n = p.shape[3]
-        out = torch.bmm(p.view(B * Hkv, G * n, N).to(v.dtype), v)
+        out = torch.bmm(p.view(B * Hkv, G * n, M).to(v.dtype), v[:, :M])
         outs.append(out.view(B, Hkv, G, n, -1))
-        is_old = _old(keys, query_positions[:, rows], spec)
-        stats = _observe(p, is_old, [w[:, rows] for w in weights], spec.planes, stats)
+        found = _observe(p, _old(seen, at, spec), [w[:, rows] for w in weights], spec.planes)
+        stats = _folded(stats, found, spec.planes, N)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B,Hkv,G,Q,D]
-    assert stats is not None
+    if stats is None:
+        stats = q.new_zeros(B, Hkv, 0, N, dtype=torch.float32)
     return out.reshape(B, Hq, Q, -1), stats
 
 
@@ -145,9 +149,8 @@ def _observe(
     is_old: Tensor | None,
     weights: list[Tensor],
     planes: tuple[str, ...],
-    so_far: Tensor | None,
-) -> Tensor:
-    """Fold a block into the planes. p [B,Hkv,G,n,N], weights P x [B,n] -> [B,Hkv,P,N]."""
+) -> list[Tensor]:
+    """Sum a block for each plane. p [B,Hkv,G,n,N], weights P x [B,n] -> P x [B,Hkv,1,N]."""
     B, Hkv, G, n, N = p.shape
     counted = p if is_old is None else p * is_old
     found = []
@@ -159,16 +162,24 @@ def _observe(
             row = weight[:, None, None].expand(B, Hkv, G, n).reshape(B * Hkv, 1, G * n)
             plane = torch.bmm(row, x.view(B * Hkv, G * n, N)).view(B, Hkv, 1, N)
         found.append(plane if name == "mass" else plane / G)
-    if not found:
-        return p.new_zeros(B, Hkv, 0, N)
-    new = found[0] if len(found) == 1 else torch.cat(found, dim=2)  # [B,Hkv,P,N]
-    if so_far is None:
-        return new
-    merged = so_far + new
-    if "max" in planes:
-        at = planes.index("max")
-        merged[:, :, at] = torch.maximum(so_far[:, :, at], new[:, :, at])
-    return merged
+    return found
+
+
+def _folded(
+    stats: Tensor | None, found: list[Tensor], planes: tuple[str, ...], N: int
+) -> Tensor | None:
+    """Fold a block's planes, P x [B,Hkv,1,M] over the first keys, into stats [B,Hkv,P,N]."""
+    if stats is None and found:
+        new = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return new if new.shape[3] == N else pad(new, (0, N - new.shape[3]))
+    for i, (name, new) in enumerate(zip(planes, found)):
+        assert stats is not None
+        so_far = stats[:, :, i : i + 1, : new.shape[3]]
+        if name == "max":
+            torch.maximum(so_far, new, out=so_far)
+        else:
+            so_far += new
+    return stats
 
 
 def write_slots(store: Tensor, slots: Tensor, rows: Tensor, valid: Tensor | None) -> None:

@@ -23,11 +23,15 @@ __all__ = ["chunk"]
 
 @dataclass(frozen=True)
 class _Candidates:
-    """C live slots, then T new tokens. positions int32 [B,Hkv,C+T]; k unrotated, v [B,Hkv,C+T,D].
+    """C slots, then T new tokens. positions int32 [B,Hkv,C+T]; k unrotated, v [B,Hkv,F+T,D].
 
-    is_real bool [B,T]; order int32 [B,T] counts a row's real new tokens from 1; count [B,1].
+    Slots are filled in order: at most the first F, `num_filled`, hold anything, and K and V are of
+    those alone. is_real bool [B,T]; order int32 [B,T] counts a row's real new tokens from 1;
+    count [B,1].
     """
 
+    num_filled: int
+    num_empty: int
     positions: Tensor
     k: Tensor
     v: Tensor
@@ -39,14 +43,14 @@ class _Candidates:
 def chunk(mmu: KVMMU, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Take T tokens in and attend. q [B,Hq,T,D], k, v [B,Hkv,T,D] -> out [B,Hq,T,D]."""
     table = mmu.table
-    both = _gather(mmu, unrotated(mmu.rotary, k, call.index), v, call.valid)
+    both = _gather(mmu, unrotated(mmu.rotary, k, call.index), v, call)
     out, seen = _attend(mmu, q, both, call)
     table.num_seen.add_(both.count[:, 0])
     plan, scores, state = _choose(mmu, both, seen)
-    at, source = plan.at, (plan.at.lane, plan.at.head, plan.new)
+    at, source = plan.at, (plan.at.lane, plan.at.head, plan.new - both.num_empty)
     if mmu.observer is not None:
         left = table.positions[at.lane, at.head, at.slot]
-        came = both.positions[source]
+        came = both.positions[at.lane, at.head, plan.new]
         mmu.observer.chunk(mmu.spec.layer_idx, at, left, came, both.is_real, seen)
     mmu.keys.write_rows(at, both.k[source])
     mmu.values.write_rows(at, both.v[source])
@@ -54,17 +58,21 @@ def chunk(mmu: KVMMU, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     return out
 
 
-def _gather(mmu: KVMMU, k: Tensor, v: Tensor, valid: Tensor | None) -> _Candidates:
+def _gather(mmu: KVMMU, k: Tensor, v: Tensor, call: Call) -> _Candidates:
     """Line up what is held and what is new. k, v [B,Hkv,T,D]."""
     B, Hkv, T, _ = k.shape
-    is_real = k.new_ones(B, T, dtype=torch.bool) if valid is None else valid
+    C = mmu.spec.num_slots
+    F = min(call.start, C)
+    is_real = k.new_ones(B, T, dtype=torch.bool) if call.valid is None else call.valid
     order = is_real.cumsum(1, dtype=torch.int32)
     new = torch.where(is_real, mmu.table.num_seen[:, None] + order - 1, -1)
     held = mmu.table.positions
     return _Candidates(
+        num_filled=F,
+        num_empty=C - F,
         positions=torch.cat([held, new[:, None].expand(-1, Hkv, -1)], dim=2),
-        k=torch.cat([mmu.keys.read(), k], dim=2),
-        v=torch.cat([mmu.values.read(), v], dim=2),
+        k=torch.cat([mmu.keys.read()[:, :, :F], k], dim=2),
+        v=torch.cat([mmu.values.read()[:, :, :F], v], dim=2),
         is_real=is_real,
         order=order,
         count=order[:, -1:],
@@ -74,24 +82,39 @@ def _gather(mmu: KVMMU, k: Tensor, v: Tensor, valid: Tensor | None) -> _Candidat
 def _attend(mmu: KVMMU, q: Tensor, both: _Candidates, call: Call) -> tuple[Tensor, Seen]:
     """Attend causally over all candidates; a pad's query weighs nothing. q [B,Hq,T,D]."""
     T = q.shape[2]
+    F, C = both.num_filled, mmu.spec.num_slots
     weights, is_last = _weigh(mmu, both)
-    q, keys = numbered(mmu.rotary, q, both.k, both.positions, call.index)
+    positions = both.positions
+    if F < C:
+        positions = torch.cat([positions[..., :F], positions[..., C:]], dim=-1)
+    q, keys = numbered(mmu.rotary, q, both.k, positions, call.index)
     out, stats = mmu.kernel.attend(
         q,
         keys,
         both.v,
-        both.positions,
-        both.positions[:, 0, -T:],
+        positions,
+        positions[:, 0, -T:],
         weights,
-        spec=call.attend,
+        spec=replace(call.attend, ends_with_queries=True),
         last_weights=is_last.float(),
         sinks=call.sinks,
     )
     turned = 0 if keys is both.k else keys.nbytes
-    nbytes = both.k.nbytes + both.v.nbytes + both.positions.nbytes + out.nbytes + turned
+    nbytes = both.k.nbytes + both.v.nbytes + positions.nbytes + out.nbytes + turned
     mmu.workspace_nbytes = max(mmu.workspace_nbytes, nbytes)
+    stats = _spread(stats, F, C - F, dim=-1)
     num_last = is_last.sum(1, keepdim=True, dtype=torch.int32)
     return out, mmu.seen(stats, both.count[:, :, None], num_last[:, :, None], T)
+
+
+def _spread(x: Tensor, num_filled: int, num_empty: int, dim: int) -> Tensor:
+    """Put zeros for the empty slots into x, whose dimension `dim` has F + T candidates."""
+    if num_empty == 0:
+        return x
+    held, new = x.split([num_filled, x.shape[dim] - num_filled], dim)
+    shape = list(x.shape)
+    shape[dim] = num_empty
+    return torch.cat([held, x.new_zeros(shape), new], dim)
 
 
 def _weigh(mmu: KVMMU, both: _Candidates) -> tuple[Tensor, Tensor]:
@@ -117,7 +140,11 @@ def _choose(
         name: pad(value, (0, T)) if table.per[name] == "slot" else value
         for name, value in table.state.items()
     }
-    view = mmu.view(both.positions, pad(table.scores, (0, T)), num_seen, state, (both.k, both.v))
+    kv = None
+    if "k" in mmu.needs or "v" in mmu.needs:
+        F, E = both.num_filled, both.num_empty
+        kv = _spread(both.k, F, E, dim=2), _spread(both.v, F, E, dim=2)
+    view = mmu.view(both.positions, pad(table.scores, (0, T)), num_seen, state, kv)
     scores, new_state = mmu.policy.update(view, seen)
     view = replace(view, scores=scores, state=new_state)
     if mmu.policy.kind == "selector":

@@ -7,7 +7,8 @@ that dtype, device and batch are those of the storage, and that no gradient is w
     Q = 1   decode (decode.py): the victim is chosen from scores up to the last step, the new
             token takes its slot, attention runs over exactly C slots, then scores are updated.
     Q >= 2  chunks (chunk.py) whose borders are multiples of T counted from column 0, `start`
-            being the first new one: attention over C live + T new, then the best C stay.
+            being the first new one, which must be right: slots past it are taken to be empty.
+            Attention over C live + T new, then the best C stay.
             A chunk of one token is a decode.
 """
 
@@ -78,7 +79,7 @@ class KVMMU:
     ) -> Tensor:
         """Take Q new tokens in and attend; see the contract above. index [B,Q]: RoPE places."""
         attend = AttendSpec(scale, self.planes, self.spec.horizon, softcap, self.policy.grace)
-        call = Call(attend, valid, sinks, index)
+        call = Call(attend, valid, sinks, index, start)
         Q = q.shape[2]
         if Q == 1:
             return decode(self, q, k, v, call)

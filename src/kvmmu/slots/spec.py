@@ -64,19 +64,21 @@ class LayerSpec:
 class Call:
     """One call's circumstances. valid bool [B,Q] or None = all; index int [B,Q] RoPE places.
 
-    sinks [Hq] are the model's learned sink logits, not the KV-MMU's sink tokens.
+    sinks [Hq] are the model's learned sink logits, not the KV-MMU's sink tokens. start counts the
+    columns before the first new one, pads included: no row has seen more tokens than that.
     """
 
     attend: AttendSpec
     valid: Tensor | None = None
     sinks: Tensor | None = None
     index: Tensor | None = None
+    start: int = 0
 
     def cut(self, a: int, b: int) -> Call:
         """Return the circumstances of new tokens [a, b)."""
         valid = None if self.valid is None else self.valid[:, a:b]
         index = None if self.index is None else self.index[:, a:b]
-        return replace(self, valid=valid, index=index)
+        return replace(self, valid=valid, index=index, start=self.start + a)
 
 
 class Observer(Protocol):
