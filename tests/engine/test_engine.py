@@ -201,7 +201,7 @@ def test_reference_mode_decodes_at_the_full_lane_count_and_runs_each_chunk_alone
     made = engine(model, num_lanes=5, mode="reference", chunk_size=4)
     made.add(prompt_of(6), params(3))
     made.add(prompt_of(4), params(3))
-    for expected in ([4, 4], [5, 2], [5], [5]):
+    for expected in ([4, 2, 4], [5], [5]):
         made.step()
         assert rows == expected
         rows.clear()
@@ -234,7 +234,7 @@ def test_fast_mode_packs_all_rows_into_one_forward(monkeypatch):
     made.add(prompt_of(4), params(9))
     for _ in range(3):
         made.step()
-    assert rows == [3, 1 + 4 + 4, 1 + 4 + 1, 1 + 2 + 1]
+    assert rows == [3, 1 + 10 + 4, 3, 3]
 
 
 def test_a_request_with_bad_logits_ends_alone(logits_seen):
@@ -475,7 +475,7 @@ def test_generate_that_fails_leaves_nothing_running():
 
 
 def test_stats_count_what_was_done():
-    made = engine(num_slots=12, chunk_size=8)
+    made = engine(num_slots=12, chunk_size=8, token_budget=8)
     made.add(prompt_of(20), params(5))
     made.step()
     now = made.stats()

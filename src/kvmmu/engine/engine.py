@@ -26,7 +26,8 @@ class Engine:
     """Serve requests by lanes of one or a few classes; a request names its class.
 
         tokenizer      of a transformers model; without it prompts are token ids and no text comes
-        token_budget   rows of one forward, decoding ones first (see scheduler.py)
+        token_budget   rows of one forward, decoding ones first (see scheduler.py); None for 512
+                       beside requests that decode and 1,024 while none does
         mode           "fast" packs all rows into one forward; "reference" makes a request's
                        output the same bits whoever shares its batch, at some cost
         max_waiting    requests of a class that may wait for a lane, None for any number
@@ -40,7 +41,7 @@ class Engine:
         lane_classes: LaneClass | Sequence[LaneClass],
         *,
         tokenizer: Any = None,
-        token_budget: int = 512,
+        token_budget: int | None = None,
         mode: Mode = "fast",
         max_waiting: int | None = None,
     ) -> None:
@@ -70,7 +71,7 @@ class Engine:
         backend: Backend | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
-        token_budget: int = 512,
+        token_budget: int | None = None,
         mode: Mode = "fast",
         max_waiting: int | None = None,
     ) -> Engine:

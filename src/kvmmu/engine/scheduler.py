@@ -2,11 +2,11 @@
 
 A request waits in its class's queue, first come, first served, until a lane is free; from then
 on it can neither run out of memory nor be pre-empted. In each step every request past its prompt
-decodes one token. What the budget leaves goes to prompt chunks, in order of arrival. A chunk's
-borders are multiples of T counted from the request's first token: it may be delayed, never
-resized, and two chunks of one request never share a step. A chunk that is larger than what is
-left waits until the left-overs of successive steps add up to it; while nothing decodes it waits
-for nothing.
+decodes one token. What the budget leaves goes to prompts, in order of arrival, in chunks of T
+tokens whose borders are multiples of T counted from the request's first token: a chunk may be
+delayed, never resized. As many consecutive chunks of a prompt as fit share a step. A chunk that is
+larger than what is left waits until the left-overs of successive steps add up to it; while nothing
+decodes it waits for nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from kvmmu.policies.base import is_count
 from kvmmu.slots.pool import LanePool
 
 __all__ = ["Chunk", "Plan", "Scheduler", "Track"]
+
+_BUDGET, _IDLE_BUDGET = 512, 1024
+"""Rows of a forward by default, beside requests that decode (all of them wait for it) and without.
+Products of more rows than the latter are no faster on a CPU."""
 
 
 @dataclass(eq=False)
@@ -46,7 +50,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, stop) of a prompt, for its lane."""
+    """Tokens [start, stop) of a prompt, for its lane: one chunk of T or several in a row."""
 
     track: Track
     start: int
@@ -75,19 +79,25 @@ class Plan:
 class Scheduler:
     """Queues and lanes of all classes; plans steps and touches no tensor.
 
+    token_budget bounds the rows of a forward; None stands for 512 beside requests that decode and
+    1,024 while none does. max_waiting bounds each class's queue, None for no bound.
     Raises ValueError for a budget or a bound that is no positive integer.
     """
 
     def __init__(
-        self, pools: Mapping[str, LanePool], *, token_budget: int, max_waiting: int | None
+        self, pools: Mapping[str, LanePool], *, token_budget: int | None, max_waiting: int | None
     ) -> None:
-        if not is_count(token_budget) or token_budget < 1:
-            raise ValueError(f"token_budget must be an integer of at least 1, got {token_budget!r}")
+        if token_budget is not None and (not is_count(token_budget) or token_budget < 1):
+            raise ValueError(
+                f"token_budget must be None or an integer of at least 1, got {token_budget!r}"
+            )
         if max_waiting is not None and (not is_count(max_waiting) or max_waiting < 0):
             raise ValueError(
                 f"max_waiting must be None or an integer of at least 0, got {max_waiting!r}"
             )
-        self.pools, self.token_budget, self.max_waiting = pools, token_budget, max_waiting
+        self.pools, self.max_waiting = pools, max_waiting
+        self.token_budget = _BUDGET if token_budget is None else token_budget
+        self.idle_budget = _IDLE_BUDGET if token_budget is None else token_budget
         self.waiting: dict[str, deque[Track]] = {name: deque() for name in pools}
         self.running: dict[str, list[Track]] = {name: [] for name in pools}
         self._num_turns = 0
@@ -147,11 +157,11 @@ class Scheduler:
     def _chunks(self, num_decoding: int) -> list[Chunk]:
         """Choose prompt chunks, oldest request first, for what the budget leaves."""
         prompts = [t for tracks in self.running.values() for t in tracks if t.is_prefilling]
-        left = self.token_budget - num_decoding
+        left = (self.token_budget if num_decoding else self.idle_budget) - num_decoding
         saved, self._saved = self._saved + max(left, 1), 0
         chosen: list[Chunk] = []
         for track in sorted(prompts, key=lambda track: track.turn):
-            chunk = self._next_chunk(track)
+            chunk = self._next_chunk(track, left)
             size = chunk.stop - chunk.start
             if size > left and (chosen or (num_decoding and size > saved)):
                 self._saved = 0 if chosen else saved
@@ -160,13 +170,15 @@ class Scheduler:
             left -= size
         return chosen
 
-    def _next_chunk(self, track: Track) -> Chunk:
-        """Cut the next chunk off a prompt; a selector takes the prompt whole."""
+    def _next_chunk(self, track: Track, left: int) -> Chunk:
+        """Cut as many chunks off a prompt as fit, at least one; a selector takes it whole."""
         settings = self.pools[track.request.lane_class].settings
         num_prompt = len(track.request.prompt_ids)
         if settings.policy.kind == "selector":
             return Chunk(track, track.num_fed, num_prompt)
-        return Chunk(track, track.num_fed, min(num_prompt, track.num_fed + settings.chunk_size))
+        T = settings.chunk_size
+        num_chunks = track.num_fed // T + max(1, left // T)
+        return Chunk(track, track.num_fed, min(num_prompt, num_chunks * T))
 
     def check_integrity(self, live: Collection[Track]) -> None:
         """Raise IntegrityError if queues, lanes and live requests do not fit together."""

@@ -50,16 +50,25 @@ def run(
     """Run a plan. -> for each forward logits float32 [R,V] and the R requests they belong to.
 
     In mode "fast" all rows share one forward. In mode "reference" each class decodes at its full
-    lane count, row i being lane i, and each chunk has a forward of its own.
+    lane count, row i being lane i, and each chunk of T has a forward of its own.
     """
-    chunks = [_chunk(pools[c.track.request.lane_class], c) for c in plan.chunks]
+    owned = [(pools[c.track.request.lane_class], c) for c in plan.chunks]
     if mode == "fast":
         parts = [_packed(pools[name], tracks) for name, tracks in plan.decodes.items()]
-        forwards = [parts + chunks]
+        forwards = [parts + [_chunk(pool, c) for pool, c in owned]]
     else:
         forwards = [[_whole(pools[name], tracks)] for name, tracks in plan.decodes.items()]
-        forwards += [[chunk] for chunk in chunks]
+        forwards += [[_chunk(pool, x)] for pool, c in owned for x in _cut(pool, c)]
     return [_forward(model, parts) for parts in forwards if parts]
+
+
+def _cut(pool: LanePool, chunk: Chunk) -> list[Chunk]:
+    """Cut chunks in a row into single ones; a selector's stays whole."""
+    if pool.settings.policy.kind == "selector":
+        return [chunk]
+    T = pool.settings.chunk_size
+    starts = range(chunk.start, chunk.stop, T)
+    return [Chunk(chunk.track, a, min(a + T, chunk.stop)) for a in starts]
 
 
 def _packed(pool: LanePool, tracks: list[Track]) -> _Part:
