@@ -88,28 +88,30 @@ class Admission:
             )
 
     def _check_length(self, pool: LanePool, num_prompt: int, max_new_tokens: int) -> None:
-        """Raise CapacityError for a text past the trained length; the last token is not fed."""
-        limit, options = self._config.max_positions, pool.settings
-        num_fed = num_prompt + max_new_tokens - 1
+        """Raise CapacityError for a text past the model's positions; the last token is not fed."""
+        config, options = self._config, pool.settings
+        hard, limit = config.position_limit, config.num_positions
+        if options.allow_extrapolation and config.is_rotary:
+            if hard is None:
+                return
+            limit = hard
         if options.positions == "in_cache":
             if options.policy.kind == "selector" and num_prompt > limit:
                 raise CapacityError(
-                    f"prompt must be at most the model's trained {limit} positions with policy "
+                    f"prompt must be at most the model's {limit} positions with policy "
                     f"{options.policy.name!r}, which takes it whole, got {num_prompt} tokens"
                 )
             return
-        hard = self._config.position_limit
-        if options.allow_extrapolation and self._config.is_rotary:
-            if hard is None or num_fed <= hard:
-                return
-            limit = hard
-        if num_fed > limit:
-            cure = "; use a lane class with positions='in_cache', or allow_extrapolation=True"
-            raise CapacityError(
-                f"prompt and new tokens must be at most {limit + 1} (the model's trained positions "
-                f"and one), got {num_fed + 1}; shorten them"
-                + (cure if self._config.is_rotary and hard is None else "")
-            )
+        num_fed = num_prompt + max_new_tokens - 1
+        if num_fed <= limit:
+            return
+        cure = "; use a lane class with positions='in_cache'" if config.is_rotary else ""
+        if config.is_rotary and (hard is None or num_fed <= hard):
+            cure += ", or allow_extrapolation=True"
+        raise CapacityError(
+            f"prompt and new tokens must be at most {limit + 1} (the model's positions and one), "
+            f"got {num_fed + 1}; shorten them{cure}"
+        )
 
     def _name(self, request_id: str | None, taken: Collection[str]) -> str:
         """Return an id that no live request has."""

@@ -106,6 +106,12 @@ class ModelConfig:
         return config
 
     @property
+    def num_positions(self) -> int:
+        """Positions of a text that needs no extrapolation: trained ones, within the limit."""
+        limit = self.position_limit
+        return self.max_positions if limit is None else min(self.max_positions, limit)
+
+    @property
     def is_rotary(self) -> bool:
         """Whether positions enter by rotation."""
         return self.rope is not None

@@ -91,7 +91,7 @@ def shape_of(model: Transformer) -> ModelShape:
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         horizons=config.horizons,
-        max_positions=config.max_positions,
+        max_positions=config.num_positions,
         is_rotary=config.is_rotary,
         dtype=model.dtype,
         device=model.device,
