@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from kvmmu.kernels import cpu, dispatch
 from kvmmu.kernels.contract import PLANES, AttendSpec
+from kvmmu.kernels.native import chunk
 
 KERNELS = dispatch.available()
+BLOCKS = [("cpu", cpu, "PLAIN"), ("native", chunk, "_NATIVE")]
 
 
 @pytest.fixture(params=KERNELS)
@@ -230,24 +232,26 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_matrix_of_queries_by_keys_is_ever_held(seed, monkeypatch):
+@pytest.mark.parametrize(("kernel", "module", "blocks"), BLOCKS, ids=["cpu", "native"])
+def test_no_matrix_of_queries_by_keys_is_ever_held(kernel, module, blocks, seed, monkeypatch):
+    weigh = getattr(module, blocks).weigh
     given_ = problem(seed, batch=2, heads=2, group=4, queries=96, held=160)
     logits = 2 * 8 * 96 * 256
     inputs = max(x.numel() for x in given_.values())
     for block in (1 << 12, 1 << 14):
-        monkeypatch.setattr(cpu, "_BLOCK_LOGITS", block)
+        monkeypatch.setattr(module, blocks, cpu.Blocks(weigh, block))
         with Largest() as watch:
-            attend(dispatch.resolve("cpu"), given_)
+            attend(dispatch.resolve(kernel), given_)
         assert watch.numel <= max(block, inputs)
         assert watch.numel < logits / 8
-    monkeypatch.setattr(cpu, "_BLOCK_LOGITS", 1 << 30)
+    monkeypatch.setattr(module, blocks, cpu.Blocks(weigh, 1 << 30))
     with Largest() as watch:
-        attend(dispatch.resolve("cpu"), given_)
+        attend(dispatch.resolve(kernel), given_)
     assert watch.numel >= logits / 2  # the watch does see such a matrix, of one of two rows
 
 
-def test_block_is_never_less_than_one_query_nor_more_than_a_megaword():
-    assert 1 <= cpu._BLOCK_LOGITS <= 1 << 20
+def test_block_is_never_less_than_one_query_nor_more_than_two_megawords():
+    assert all(1 <= getattr(module, x).most_logits <= 1 << 21 for _, module, x in BLOCKS)
 
 
 @settings(max_examples=40)

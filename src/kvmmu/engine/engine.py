@@ -15,6 +15,7 @@ from kvmmu.engine.lane_class import LaneClass
 from kvmmu.engine.loop import EngineStats, Loop
 from kvmmu.engine.model import Backend, Transformer
 from kvmmu.engine.request import Completion, Output, Request, SamplingParams
+from kvmmu.engine.scheduler import BUDGET
 from kvmmu.engine.step import Mode
 from kvmmu.engine.weights import WeightForm
 from kvmmu.policies.base import Policy
@@ -26,8 +27,7 @@ class Engine:
     """Serve requests by lanes of one or a few classes; a request names its class.
 
         tokenizer      of a transformers model; without it prompts are token ids and no text comes
-        token_budget   rows of one forward, decoding ones first (see scheduler.py); None for 512
-                       beside requests that decode and 1,024 while none does
+        token_budget   rows of one forward, decoding ones first (see scheduler.py)
         mode           "fast" packs all rows into one forward; "reference" makes a request's
                        output the same bits whoever shares its batch, at some cost
         max_waiting    requests of a class that may wait for a lane, None for any number
@@ -41,7 +41,7 @@ class Engine:
         lane_classes: LaneClass | Sequence[LaneClass],
         *,
         tokenizer: Any = None,
-        token_budget: int | None = None,
+        token_budget: int = BUDGET,
         mode: Mode = "fast",
         max_waiting: int | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class Engine:
         backend: Backend | None = None,
         device: str = "cpu",
         num_threads: int | None = None,
-        token_budget: int | None = None,
+        token_budget: int = BUDGET,
         mode: Mode = "fast",
         max_waiting: int | None = None,
     ) -> Engine:

@@ -48,7 +48,7 @@ class Loop:
         model: Transformer,
         classes: Sequence[LaneClass],
         *,
-        token_budget: int | None,
+        token_budget: int,
         mode: Mode,
         max_waiting: int | None,
     ) -> None:

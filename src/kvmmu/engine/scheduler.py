@@ -22,11 +22,10 @@ from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.policies.base import is_count
 from kvmmu.slots.pool import LanePool
 
-__all__ = ["Chunk", "Plan", "Scheduler", "Track"]
+__all__ = ["BUDGET", "Chunk", "Plan", "Scheduler", "Track"]
 
-_BUDGET, _IDLE_BUDGET = 512, 1024
-"""Rows of a forward by default, beside requests that decode (all of them wait for it) and without.
-Products of more rows than the latter are no faster on a CPU."""
+BUDGET = 512
+"""Rows of a forward by default: on a CPU products of more are slower, whose rows leave the L2."""
 
 
 @dataclass(eq=False)
@@ -79,25 +78,21 @@ class Plan:
 class Scheduler:
     """Queues and lanes of all classes; plans steps and touches no tensor.
 
-    token_budget bounds the rows of a forward; None stands for 512 beside requests that decode and
-    1,024 while none does. max_waiting bounds each class's queue, None for no bound.
+    token_budget bounds the rows of a forward. max_waiting bounds each class's queue, None for no
+    bound.
     Raises ValueError for a budget or a bound that is no positive integer.
     """
 
     def __init__(
-        self, pools: Mapping[str, LanePool], *, token_budget: int | None, max_waiting: int | None
+        self, pools: Mapping[str, LanePool], *, token_budget: int, max_waiting: int | None
     ) -> None:
-        if token_budget is not None and (not is_count(token_budget) or token_budget < 1):
-            raise ValueError(
-                f"token_budget must be None or an integer of at least 1, got {token_budget!r}"
-            )
+        if not is_count(token_budget) or token_budget < 1:
+            raise ValueError(f"token_budget must be an integer of at least 1, got {token_budget!r}")
         if max_waiting is not None and (not is_count(max_waiting) or max_waiting < 0):
             raise ValueError(
                 f"max_waiting must be None or an integer of at least 0, got {max_waiting!r}"
             )
-        self.pools, self.max_waiting = pools, max_waiting
-        self.token_budget = _BUDGET if token_budget is None else token_budget
-        self.idle_budget = _IDLE_BUDGET if token_budget is None else token_budget
+        self.pools, self.token_budget, self.max_waiting = pools, token_budget, max_waiting
         self.waiting: dict[str, deque[Track]] = {name: deque() for name in pools}
         self.running: dict[str, list[Track]] = {name: [] for name in pools}
         self._num_turns = 0
@@ -157,7 +152,7 @@ class Scheduler:
     def _chunks(self, num_decoding: int) -> list[Chunk]:
         """Choose prompt chunks, oldest request first, for what the budget leaves."""
         prompts = [t for tracks in self.running.values() for t in tracks if t.is_prefilling]
-        left = (self.token_budget if num_decoding else self.idle_budget) - num_decoding
+        left = self.token_budget - num_decoding
         saved, self._saved = self._saved + max(left, 1), 0
         chosen: list[Chunk] = []
         for track in sorted(prompts, key=lambda track: track.turn):

@@ -9,13 +9,16 @@ weights @ p, which reads the probabilities once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from kvmmu.kernels.contract import MASKED, AttendSpec
 
-__all__ = ["attend", "select_victims", "write_slots"]
+__all__ = ["PLAIN", "Blocks", "attend", "attend_in_blocks", "select_victims", "write_slots"]
 
 _BLOCK_LOGITS = 1 << 19
 """Logits of one block of queries: 2 MiB in float32, the size of a core's L2."""
@@ -39,16 +42,62 @@ def attend(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend in blocks of queries; q [B,Hq,Q,D] -> out [B,Hq,Q,D], stats [B,Hkv,P,N]."""
+    return attend_in_blocks(
+        q,
+        k,
+        v,
+        key_positions,
+        query_positions,
+        query_weights,
+        spec=spec,
+        last_weights=last_weights,
+        sinks=sinks,
+        blocks=PLAIN,
+    )
+
+
+Weigh = Callable[
+    [Tensor, Tensor, Tensor, Tensor, list[Tensor], AttendSpec, Tensor | None],
+    tuple[Tensor, list[Tensor]],
+]
+"""weigh(q [B,Hkv,G,n,D], k_t [B*Hkv,D,M], keys int [B,Hkv,M], query positions [B,n], weights P x
+[B,n], spec, sinks) -> probabilities float32 [B,Hkv,G,n,M] and each plane's sums [B,Hkv,1,M]. keys
+are positions, those of empty slots later than any query's."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a block of queries is weighed, and how many logits it has at most."""
+
+    weigh: Weigh
+    most_logits: int
+
+
+def attend_in_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_positions: Tensor,
+    query_positions: Tensor,
+    query_weights: Tensor,
+    *,
+    spec: AttendSpec,
+    last_weights: Tensor | None,
+    sinks: Tensor | None,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:
+    """Attend as `attend` does, each block as `blocks` says."""
     weights = _weights(query_positions, query_weights, last_weights, spec.planes)
     keys = torch.where(key_positions < 0, _NEVER, key_positions)
     B, _, Q, _ = q.shape
     if B == 1 or Q == 1:
-        return _attend(q, k, v, keys, query_positions, weights, spec, sinks)
-    rows = [slice(b, b + 1) for b in range(B)]
-    parts = [
-        _attend(q[b], k[b], v[b], keys[b], query_positions[b], [w[b] for w in weights], spec, sinks)
-        for b in rows
-    ]
+        return _attend(q, k, v, keys, query_positions, weights, spec, sinks, blocks)
+    parts = []
+    for b in range(B):
+        row = slice(b, b + 1)
+        own = [w[row] for w in weights]
+        part = (q[row], k[row], v[row], keys[row], query_positions[row])
+        parts.append(_attend(*part, own, spec, sinks, blocks))
     return torch.cat([out for out, _ in parts]), torch.cat([stats for _, stats in parts])
 
 
@@ -61,30 +110,49 @@ def _attend(
     weights: list[Tensor],
     spec: AttendSpec,
     sinks: Tensor | None,
+    blocks: Blocks,
 ) -> tuple[Tensor, Tensor]:
-    """Attend as `attend` does, all rows at once; weights P x [B,Q], keys as _probabilities."""
+    """Attend as `attend` does, all rows at once; weights P x [B,Q], keys as for Weigh."""
     B, Hq, Q, D = q.shape
     _, Hkv, N, _ = k.shape
     G = Hq // Hkv
     q = q.reshape(B, Hkv, G, Q, D)
     k_t, v = k.reshape(B * Hkv, N, D).mT, v.reshape(B * Hkv, N, -1)
-    block = max(1, _BLOCK_LOGITS // (B * Hq * N)) if Q > 1 else 1
+    block = max(1, blocks.most_logits // (B * Hq * N)) if Q > 1 else 1
+    block = max(block - block % 16, min(block, 16))  # blocks then end at whole vectors of keys
     outs: list[Tensor] = []
     stats: Tensor | None = None
     for start in range(0, Q, block):
         rows = slice(start, min(start + block, Q))
         M = N - Q + rows.stop if spec.ends_with_queries else N  # what this block can see
         seen, at = keys[:, :, :M], query_positions[:, rows]
-        p = _probabilities(q[:, :, :, rows], k_t[:, :, :M], seen, at, spec, sinks)
+        part = [w[:, rows] for w in weights]
+        p, found = blocks.weigh(q[:, :, :, rows], k_t[:, :, :M], seen, at, part, spec, sinks)
         n = p.shape[3]
         out = torch.bmm(p.view(B * Hkv, G * n, M).to(v.dtype), v[:, :M])
         outs.append(out.view(B, Hkv, G, n, -1))
-        found = _observe(p, _old(seen, at, spec), [w[:, rows] for w in weights], spec.planes)
         stats = _folded(stats, found, spec.planes, N)
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)  # [B,Hkv,G,Q,D]
     if stats is None:
         stats = q.new_zeros(B, Hkv, 0, N, dtype=torch.float32)
     return out.reshape(B, Hq, Q, -1), stats
+
+
+def weigh(
+    q: Tensor,
+    k_t: Tensor,
+    keys: Tensor,
+    query_positions: Tensor,
+    weights: list[Tensor],
+    spec: AttendSpec,
+    sinks: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Weigh a block as Weigh says, by PyTorch's operators."""
+    p = _probabilities(q, k_t, keys, query_positions, spec, sinks)
+    return p, _observe(p, _old(keys, query_positions, spec), weights, spec.planes)
+
+
+PLAIN = Blocks(weigh, _BLOCK_LOGITS)
 
 
 def _probabilities(
@@ -95,10 +163,7 @@ def _probabilities(
     spec: AttendSpec,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Softmax of a block. q [B,Hkv,G,n,D], k_t [B*Hkv,D,N] -> [B,Hkv,G,n,N] float32.
-
-    keys [B,Hkv,N] are positions, those of empty slots later than any query's.
-    """
+    """Softmax of a block, as for Weigh. -> [B,Hkv,G,n,M] float32."""
     B, Hkv, G, n, D = q.shape
     q = q.reshape(B * Hkv, G * n, D)
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k_t, beta=0, alpha=spec.scale)
@@ -152,13 +217,17 @@ def _observe(
 ) -> list[Tensor]:
     """Sum a block for each plane. p [B,Hkv,G,n,N], weights P x [B,n] -> P x [B,Hkv,1,N]."""
     B, Hkv, G, n, N = p.shape
-    counted = p if is_old is None else p * is_old
     found = []
     for name, weight in zip(planes, weights):
         if name == "max":
-            plane = (counted.sum(2) * weight[:, None, :, None]).amax(2, keepdim=True)
+            shares = p.sum(2).mul_(weight[:, None, :, None])
+            plane = (shares if is_old is None else shares.mul_(is_old[:, :, 0])).amax(
+                2, keepdim=True
+            )
         else:
-            x = counted if name == "mass" else p.square() if name == "last_sq" else p
+            x = p.square() if name == "last_sq" else p
+            if name == "mass" and is_old is not None:
+                x = p * is_old
             row = weight[:, None, None].expand(B, Hkv, G, n).reshape(B * Hkv, 1, G * n)
             plane = torch.bmm(row, x.view(B * Hkv, G * n, N)).view(B, Hkv, 1, N)
         found.append(plane if name == "mass" else plane / G)

@@ -33,8 +33,10 @@ class _Fused:
 
 def available(device: torch.device | str = "cpu") -> list[str]:
     """List the kernels that run on a device of this machine."""
-    here = torch.device(device).type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return sorted([*_KERNELS, *(["triton"] if here and _why_no_triton() is None else [])])
+    kind = torch.device(device).type
+    here = kind == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    more = ["native"] if kind == "cpu" else []
+    return sorted([*_KERNELS, *more, *(["triton"] if here and _why_no_triton() is None else [])])
 
 
 def _why_no_triton() -> str | None:
@@ -52,20 +54,17 @@ def _why_no_triton() -> str | None:
 def resolve(name: str | None = None) -> Kernel:
     """Return the kernel called `name`; None means "cpu", plain PyTorch, which runs anywhere.
 
-    "native" is "cpu" with decode steps fused by numba, which compiles on first use. Raises
-    ValueError for an unknown name, or for "triton" where it cannot run.
+    "native" fuses decode steps, and what is between a chunk's products, by numba, which compiles
+    on first use. Raises ValueError for an unknown name, or for "triton" where it cannot run.
     """
     if name is None:
         name = "cpu"
     if name == "triton" and (lack := _why_no_triton()) is not None:
         raise ValueError(lack)
     if name not in (*_KERNELS, "native", "triton"):
-        raise ValueError(unknown_name("kernel", name, sorted([*available(), "native"])))
-    module = importlib.import_module(f"kvmmu.kernels.{'cpu' if name == 'native' else name}")
-    fused = None
-    if name in ("native", "triton"):
-        steps = importlib.import_module(f"kvmmu.kernels.{name}")
-        fused = _Fused(steps.step, steps.refresh)
+        raise ValueError(unknown_name("kernel", name, available()))
+    module = importlib.import_module(f"kvmmu.kernels.{name}")
+    fused = _Fused(module.step, module.refresh) if name in ("native", "triton") else None
     return Kernel(name, module.attend, module.write_slots, module.select_victims, fused)
 
 

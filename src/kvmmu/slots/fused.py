@@ -67,5 +67,11 @@ def fused_decode(mmu: KVMMU, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Ten
     out = q.new_empty(B, Hq, D)
     fused.refresh(lanes, state, spec)
     at = table.num_seen.clone()  # the kernel counts there
-    fused.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], lanes, at, state, spec, out)
+    fused.step(_rows(q), _rows(k), _rows(v), lanes, at, state, spec, out)
     return out[:, :, None]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return the one token of x [B,H,1,D] as [B,H,D], each row contiguous."""
+    x = x[:, :, 0]
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()

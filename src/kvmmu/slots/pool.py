@@ -31,7 +31,8 @@ from kvmmu.slots.spec import ModelShape, Rotary
 
 __all__ = ["LanePool"]
 
-_FUSED_DEVICES = frozenset({"cpu", "cuda"})
+_FASTEST = {"cpu": "native", "cuda": "triton"}
+"""The kernel of prompts and of unfused steps, by device, where the settings name none."""
 
 
 class LanePool:
@@ -74,7 +75,7 @@ class LanePool:
         options, device = self.settings, self.shape.device
         fits = options.policy.step_rule is not None and options.codec.name == "plain"
         fits = fits and options.positions == "original"
-        if name == "off" or (name is None and not (fits and device.type in _FUSED_DEVICES)):
+        if name == "off" or (name is None and not (fits and device.type in _FASTEST)):
             return None
         if not fits:
             raise ValueError(
@@ -86,7 +87,7 @@ class LanePool:
     def _allocate(self, rotary: Sequence[Rotary | None]) -> None:
         """Make every layer's KV-MMU, the lanes' views of it, and what fused kernels take."""
         options, shape, B, device = self.settings, self.shape, self.num_lanes, self.shape.device
-        kernel = dispatch.resolve(options.kernel)
+        kernel = dispatch.resolve(options.kernel or _FASTEST.get(device.type))
         specs = options.layer_specs(shape)
         try:
             self.mmus = [

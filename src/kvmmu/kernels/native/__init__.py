@@ -3,6 +3,8 @@
     fused.py       step, refresh: the fused step's contract on tensors
     attention.py   the fused step over rows and heads, on threads
     heads.py       the fused step of one KV head
+    chunk.py       attend of a chunk: the kernel contract on tensors
+    softmax.py     what lies between a chunk's two products, on threads
     block.py       project, finish, linear: a decoder layer on tensors
     halves.py      the two halves of a layer and a product alone, on threads
     products.py    one thread's share of a product
@@ -26,7 +28,9 @@ numbers) are not.
 
 from __future__ import annotations
 
+from kvmmu.kernels.cpu import select_victims, write_slots
 from kvmmu.kernels.native.block import Block, Matrix, Norm, finish, linear, project
+from kvmmu.kernels.native.chunk import attend
 from kvmmu.kernels.native.fused import refresh, step
 from kvmmu.kernels.native.threads import num_threads, set_threads
 
@@ -34,11 +38,14 @@ __all__ = [
     "Block",
     "Matrix",
     "Norm",
+    "attend",
     "finish",
     "linear",
     "num_threads",
     "project",
     "refresh",
+    "select_victims",
     "set_threads",
     "step",
+    "write_slots",
 ]

@@ -120,7 +120,8 @@ def _check(
     for name, x, heads in (("q", q, Hq), ("k", k, Hkv), ("v", v, Hkv), ("out", out, Hq)):
         if x.dtype != q.dtype or x.dtype not in TOKENS:
             raise TypeError(f"{name} must be of q's type, one of {list(TOKENS)}, got {x.dtype}")
-        if x.shape != (N, heads, D) or x.stride(2) != 1 or x.stride(1) != D or x.is_cuda:
+        is_row = x.stride(2) == 1 and (x.stride(1) == D or heads == 1)
+        if x.shape != (N, heads, D) or not is_row or x.is_cuda:
             raise ValueError(
                 f"{name} must be [{N},{heads},{D}] on a CPU, each row contiguous, "
                 f"got {tuple(x.shape)} with strides {x.stride()} on {x.device}"
