@@ -81,7 +81,8 @@ def bench(
     round; rounds in which others used the machine are void. A candidate that is not installed or
     fails is listed with its reason. Greedy tokens of full fp32 caches must equal transformers'.
 
-    Ours: engine, engine-int8, library (SlotCache in transformers), library-bf16, and *-no-scores.
+    Ours: engine, engine-int8, library (SlotCache in transformers), library-native
+    (with native kernels), library-bf16, and *-no-scores.
     Families of peers: transformers (dynamic, static, static-compiled), kvpress, openvino-genai
     (fp32, int8, with and without eviction), llama.cpp (f32, f16, q8_0). openvino-genai's Python
     needs optimum-intel for the conversion, llama.cpp's the gguf package.

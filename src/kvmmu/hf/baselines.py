@@ -2,7 +2,7 @@
 
 Loaded by file by kvmmu/evals/bench/peers/child.py, whose docstring is the contract of Peer.
 Settings: model (folder), threads, dtype, cache ("dynamic", "static", "static-compiled",
-"slots"), context (tokens a StaticCache has room for), and for slots num_slots, policy, chunk_size.
+"slots"), context (tokens a StaticCache has room for), and for slots num_slots, policy and kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Peer:
             self._forward = torch.compile(self.model, fullgraph=True, dynamic=False)
         self._open = contextlib.ExitStack()
         if self.kind == "slots":
-            self._open.enter_context(enabled(self.model))
+            is_native = settings.get("kernel") == "native"
+            own = enabled(self.model, linears="native" if is_native else "torch")
+            self._open.enter_context(own)
         self.cache: Cache | None = None
         self.token = torch.empty(0, dtype=torch.long)
         weights = {p.data_ptr(): p.nbytes for p in self.model.parameters()}  # tied ones once
@@ -62,8 +64,13 @@ class Peer:
             heads, dim = config.num_key_value_heads, self._head_dim
             cache.early_initialization(batch, heads, dim, self.model.dtype, self.model.device)
             return cache
-        more = {"num_slots": self.settings["num_slots"], "policy": self._policy()}
-        return SlotCache.for_model(self.model, batch_size=batch, **more)
+        return SlotCache.for_model(
+            self.model,
+            batch_size=batch,
+            num_slots=self.settings["num_slots"],
+            policy=self._policy(),
+            kernel=self.settings.get("kernel"),
+        )
 
     @property
     def _head_dim(self) -> int:

@@ -102,11 +102,13 @@ def _kvpress(press: str, holds: Literal["slots", "prompt"], note: str) -> Candid
     )  # fmt: skip
 
 
-def _engine(name: str, weights: str, size: float, **more: Any) -> Candidate:
+def _engine(
+    name: str, weights: str, size: float, *, is_default: bool = True, **more: Any
+) -> Candidate:
     precision = {"float32": "fp32", "bfloat16": "bf16"}.get(weights, weights)
     return Candidate(
         name, "kvmmu", "slots", precision, size, "hf", _HERE / "engine_peer.py",
-        {"weights": weights, **more}, has_serve=True,
+        {"weights": weights, **more}, has_serve=True, is_default=is_default,
     )  # fmt: skip
 
 
@@ -114,10 +116,12 @@ CANDIDATES: dict[str, Candidate] = {
     made.name: made
     for made in (
         _engine("engine", "float32", 4),
+        _engine("engine-bf16", "bfloat16", 2, is_default=False),
         _engine("engine-int8", "int8", 4),
         _engine("engine-no-scores", "float32", 4, policy=NO_SCORES),
         _engine("engine-int8-no-scores", "int8", 4, policy=NO_SCORES),
         _library("library"),
+        _library("library-native", kernel="native"),
         _library("library-no-scores", policy=NO_SCORES),
         _library("library-bf16", "bfloat16"),
         _transformers("transformers-dynamic", "dynamic"),
