@@ -24,7 +24,7 @@ from kvmmu.engine.engine import Engine
 from kvmmu.engine.lane_class import LaneClass
 from kvmmu.engine.model import Transformer
 from kvmmu.engine.request import Output, SamplingParams
-from kvmmu.errors import CapacityError
+from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.hf.load import load_tokenizer
 from kvmmu.policies.base import list_policies
 
@@ -208,6 +208,15 @@ def test_reference_mode_decodes_at_the_full_lane_count_and_runs_each_chunk_alone
     assert not made.has_work
 
 
+@pytest.mark.parametrize("mode", ["fast", "reference"])
+def test_selector_takes_its_prompt_in_one_call(mode, monkeypatch):
+    model, rows = tiny(), []
+    real = model.forward
+    monkeypatch.setattr(model, "forward", lambda t, *rest: rows.append(len(t)) or real(t, *rest))
+    engine(model, policy="snapkv", mode=mode, chunk_size=4).generate([prompt_of(30)], params(1))
+    assert rows == [30]
+
+
 @pytest.mark.parametrize(
     ("model", "policy"),
     [(shipped, "rce"), (shipped, "keydiff"), (shipped_native, "rce"), (shipped_native, "tova")],
@@ -278,6 +287,16 @@ def test_cancel_frees_the_lane_at_once_and_leaves_nothing_behind():
     assert not made.has_work
     want = fresh.generate([prompt_of(25, 3)], params())[0].token_ids
     assert made.generate([prompt_of(25, 3)], params())[0].token_ids == want
+
+
+def test_check_of_the_engine_reaches_the_lanes():
+    made = engine()
+    made.add(prompt_of(30), params())
+    made.step()
+    made.check_integrity()
+    made._loop.pools["default"].mmus[1].table.positions[0, 0, :2] = 7  # one token, twice
+    with pytest.raises(IntegrityError):
+        made.check_integrity()
 
 
 def test_cancel_of_a_waiting_request_and_of_one_that_has_ended():

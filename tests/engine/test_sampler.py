@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from kvmmu.engine.request import SamplingParams
-from kvmmu.engine.sampler import RowState, sample
+from kvmmu.engine.sampler import RowState, _head, sample
 
 V = 50
 
@@ -174,6 +174,32 @@ def test_the_same_tokens_may_come_as_from_transformers(
         assert set(drawn) == {int(allowed.int().argmax())}
 
 
+@pytest.mark.parametrize("num_likeliest", [1, 2])
+def test_tokens_that_have_top_p_to_the_bit_are_enough(num_likeliest):
+    logits = torch.full((1, V), -20.0)
+    logits[0, :3] = torch.tensor([0.0, -1.0, -2.0])
+    share = float(logits.softmax(-1)[0, :num_likeliest].double().sum())
+    assert kept(logits, temperature=1.0, top_p=share) == set(range(num_likeliest))
+
+
+def test_row_without_top_p_keeps_all_its_tokens_beside_one_with():
+    logits = torch.full((2, V), -40.0)
+    logits[:, 7] = 0.0  # in float32 its probability is 1, and nothing is left for the others
+    params = [SamplingParams(temperature=1.0, top_p=p) for p in (0.5, 1.0)]
+    left = _head(logits, params)
+    assert left[0].isfinite().nonzero().tolist() == [[7]]
+    assert torch.equal(left[1], logits[1])
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_least_and_greatest_random_number_draw_what_is_kept(number, monkeypatch):
+    drawn = torch.tensor([number], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: drawn)
+    assert tokens(logits_of(8), [row(temperature=1.0, top_k=1) for _ in range(8)]) == (
+        logits_of(8).argmax(-1).tolist()
+    )
+
+
 # ------------------------------------------------------------------------ penalties, logprobs
 def test_repetition_penalty_counts_the_prompt_and_what_was_made():
     logits = torch.zeros(1, V)
@@ -192,7 +218,9 @@ def test_repetition_penalty_lowers_negative_logits_too():
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_logprobs_are_those_of_the_models_own_logits(n):
     logits = logits_of(1)
-    draw = sample(logits, [row(temperature=0.5, seed=1, top_k=5, logprobs=n)])[0]
+    state = row(temperature=0.5, seed=1, top_k=5, repetition_penalty=2.0, logprobs=n)
+    state.note(int(logits.argmax()))  # lowered where it is drawn from, not in what is told
+    draw = sample(logits, [state])[0]
     want = logits[0].log_softmax(-1)
     assert draw.logprob.token_id == draw.token_id
     assert draw.logprob.logprob == pytest.approx(float(want[draw.token_id]))
