@@ -140,6 +140,36 @@ def test_chunk_larger_than_what_is_left_waits_for_left_overs():
     assert runs == [[], [], [("y", 0, 8)], [], [], [("y", 8, 16)]]  # 3 + 3 + 3 >= 8
 
 
+def test_left_overs_of_a_step_that_ran_a_chunk_are_not_saved():
+    made = scheduler(num_lanes=6, token_budget=12)
+    for name in "abcd":
+        made.add(track(1, name))
+    fed(made.plan(), made.pools)
+    made.add(track(8, "x"))
+    made.add(track(8, "y"))
+    runs = []
+    for _ in range(3):
+        plan = made.plan()
+        runs.append(spans(plan))
+        fed(plan, made.pools)
+    assert runs == [[("x", 0, 8)], [], [("y", 0, 8)]]  # five decode then: 7 a step are left
+
+
+def test_prompts_of_all_classes_go_in_order_of_arrival():
+    pools = {"a": Lanes(2), "b": Lanes(2)}
+    made = Scheduler(pools, token_budget=8, max_waiting=None)
+    for name in ("b", "a"):
+        made.add(track(8, name, lane_class=name))
+    seen = []
+    for _ in range(2):
+        plan = made.plan()
+        seen += spans(plan)
+        for chunk in plan.chunks:
+            chunk.track.num_fed = chunk.stop
+            made.end(chunk.track)
+    assert seen == [("b", 0, 8), ("a", 0, 8)]
+
+
 def test_budget_that_decoding_takes_whole_still_lets_prompts_in():
     made = scheduler(num_lanes=3, token_budget=1)
     for name in "xy":
@@ -256,6 +286,7 @@ def test_bound_of_the_queue_must_be_a_count(value):
         (lambda s, t: s.pools["a"].claimed.append(1), "must be claimed by running requests"),
         (lambda s, t: setattr(t, "lane", 1), "must be claimed by running requests"),
         (lambda s, t: setattr(t, "num_fed", 3), "must have seen 3 tokens, got 16"),
+        (lambda s, t: setattr(t, "num_fed", 17), "must have seen 17 tokens, got 16"),
         (lambda s, t: s.running["a"].clear(), "must be claimed"),
         (lambda s, t: setattr(s.waiting["a"][0], "num_fed", 2), "must hold no lane"),
         (lambda s, t: s.waiting["a"].clear(), "live requests must be those that wait or run"),

@@ -47,6 +47,14 @@ def test_pieces_make_up_the_text(text, size):
     assert "".join(pieces(by_bytes, ids, size)) == text
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_text_before_a_begun_character_does_not_wait_for_it(num_parts):
+    made = Detokenizer(by_bytes)
+    ids = list("ab🙂".encode())
+    assert made.feed(ids[: 2 + num_parts]) == "ab"
+    assert made.feed(ids[2 + num_parts :]) == "🙂"
+
+
 @given(text=st.text(alphabet="aé🙂 €", max_size=12))
 def test_no_piece_holds_a_part_of_a_character(text):
     made = pieces(by_bytes, list(text.encode()))
