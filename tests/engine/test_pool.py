@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvmmu.codecs.plain import Plain
 from kvmmu.errors import CapacityError, IntegrityError
-from kvmmu.kernels import dispatch
+from kvmmu.kernels import dispatch, fused_reference, native
 from kvmmu.policies.base import POLICIES, list_policies
 from kvmmu.policies.rce import RCE
 from kvmmu.slots.decode import _victims
@@ -140,11 +140,33 @@ def test_next_victims_are_those_of_the_separate_kernels(policy, generator):
         for n, start in ((7, 0), (1, 7), (30, 8)):
             made.prefill(layer, lane, *tokens(n, generator), start)
             want = _victims(mmu).int()
-            assert torch.equal(made._states[layer].victims, want)
+            assert torch.equal(made._fused[layer].state.victims, want)
 
 
-def test_chunk_of_a_lane_is_bitwise_that_of_a_kv_mmu_of_its_own(generator):
-    made, own = pool(), alone("rce", 0)
+@pytest.mark.parametrize("kernel", [None, "cpu", "native"])
+def test_step_is_fused_where_asked_and_by_the_kernel_that_is_named(kernel, generator, monkeypatch):
+    count = {"native": 0, "reference": 0}
+    for name, module in (("native", native), ("reference", fused_reference)):
+
+        def counted(*args, name=name, real=module.step):
+            count[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(module, "step", counted)
+    for fused, name in (("off", None), ("reference", "reference"), ("native", "native")):
+        count |= {"native": 0, "reference": 0}
+        made = pool(fused=fused, kernel=kernel)
+        lane = made.claim()
+        made.prefill(0, lane, *tokens(6, generator), 0)  # five and one
+        lanes = lanes_of(lane)
+        made.decode(0, *tokens(1, generator), lanes, at_of(made, 0, lanes))
+        assert {name for name, n in count.items() if n} == ({name} if name else set())
+        assert name is None or count[name] == 2
+
+
+@pytest.mark.parametrize(("kernel", "fused"), [("cpu", "off"), ("native", None)])
+def test_chunk_of_a_lane_is_bitwise_that_of_a_kv_mmu_of_its_own(kernel, fused, generator):
+    made, own = pool(kernel=kernel, fused=fused), alone("rce", 0, kernel=kernel)
     made.claim()
     lane = made.claim()
     for start, n in ((0, 5), (5, 5), (10, 4), (14, 9)):

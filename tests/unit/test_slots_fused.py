@@ -78,7 +78,8 @@ def test_policies_without_a_fused_rule_decode_as_ever(model: Any) -> None:
         ours, _ = run(model, "native", policy="keydiff")
     plain, _ = run(model, "cpu", policy="keydiff")
     assert seen[0] == 0
-    assert all(torch.equal(a, b) for a, b in zip(ours, plain))
+    for a, b in zip(ours, plain):  # chunks of the prompt are weighed by other kernels
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
 def test_a_reset_and_a_copy_are_seen_by_the_next_step(model: Any) -> None:

@@ -7,34 +7,56 @@ clear, a beam's reorder, a loaded snapshot.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kvmmu.codecs.plain import PlainStore
-from kvmmu.kernels.step import LaneState, StepSpec
+from kvmmu.kernels.step import FusedKernel, LaneState, StepSpec
 from kvmmu.slots.spec import Call
 
 if TYPE_CHECKING:
     from kvmmu.slots.mmu import KVMMU
 
-__all__ = ["can_fuse", "fused_decode", "lane_state", "step_spec"]
+__all__ = ["FusedLayer", "can_fuse", "fused_decode"]
 
 
-def lane_state(mmu: KVMMU, victims: Tensor) -> LaneState:
-    """Show a layer's own tensors to a fused kernel. victims int32 [B,Hkv]."""
-    table = mmu.table
-    keys, values = mmu.keys.read(), mmu.values.read()
-    return LaneState(keys, values, table.positions, table.scores, table.num_seen, victims)
+@dataclass(frozen=True)
+class FusedLayer:
+    """A layer's own tensors and rules, as its fused kernel takes them; victims are not yet found.
 
+    The policy's step must be a StepRule and K and V stored plainly.
+    """
 
-def step_spec(mmu: KVMMU, scale: float) -> StepSpec:
-    """Say a layer's rules to a fused kernel."""
-    rule, spec = mmu.policy.step_rule, mmu.spec
-    assert rule is not None
-    per_layer = spec.granularity == "layer"
-    return StepSpec(rule, scale, spec.num_sinks, spec.window, per_layer, spec.horizon)
+    kernel: FusedKernel
+    state: LaneState
+    spec: StepSpec
+
+    @classmethod
+    def of(cls, mmu: KVMMU, scale: float) -> FusedLayer:
+        """Show a layer to its kernel, whose fused step must not be None."""
+        table, own, fused, rule = mmu.table, mmu.spec, mmu.kernel.fused, mmu.policy.step_rule
+        assert fused is not None
+        assert rule is not None
+        positions = table.positions
+        victims = torch.empty(positions.shape[:2], dtype=torch.int32, device=positions.device)
+        stores = mmu.keys.read(), mmu.values.read()
+        state = LaneState(*stores, positions, table.scores, table.num_seen, victims)
+        per_layer = own.granularity == "layer"
+        spec = StepSpec(rule, scale, own.num_sinks, own.window, per_layer, own.horizon)
+        return cls(fused, state, spec)
+
+    def refresh(self, lanes: Tensor) -> None:
+        """Find the next victims of lanes int32 [N], -1 = none."""
+        self.kernel.refresh(lanes, self.state, self.spec)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, lanes: Tensor, at: Tensor) -> Tensor:
+        """Take one token into each of N lanes; see kernels/step.py. -> out [N,Hq,D]."""
+        out = q.new_empty(q.shape)  # contiguous, whatever the strides of q
+        self.kernel.step(q, k, v, lanes, at, self.state, self.spec, out)
+        return out
 
 
 def can_fuse(mmu: KVMMU, call: Call) -> bool:
@@ -56,19 +78,13 @@ def can_fuse(mmu: KVMMU, call: Call) -> bool:
 
 def fused_decode(mmu: KVMMU, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Take one token in and attend. q [B,Hq,1,D], k, v [B,Hkv,1,D] -> out [B,Hq,1,D]."""
-    fused, table = mmu.kernel.fused, mmu.table
-    assert fused is not None
-    B, Hq, _, D = q.shape
-    lanes = torch.arange(B, dtype=torch.int32, device=q.device)
+    lanes = torch.arange(q.shape[0], dtype=torch.int32, device=q.device)
     if call.valid is not None:
         lanes = torch.where(call.valid[:, 0], lanes, -1)
-    victims = torch.empty(B, mmu.spec.num_kv_heads, dtype=torch.int32, device=q.device)
-    state, spec = lane_state(mmu, victims), step_spec(mmu, call.attend.scale)
-    out = q.new_empty(B, Hq, D)
-    fused.refresh(lanes, state, spec)
-    at = table.num_seen.clone()  # the kernel counts there
-    fused.step(_rows(q), _rows(k), _rows(v), lanes, at, state, spec, out)
-    return out[:, :, None]
+    layer = FusedLayer.of(mmu, call.attend.scale)
+    layer.refresh(lanes)
+    at = mmu.table.num_seen.clone()  # the kernel counts there
+    return layer.step(_rows(q), _rows(k), _rows(v), lanes, at)[:, :, None]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kvmmu.errors import CapacityError, IntegrityError
 from kvmmu.kernels import dispatch
-from kvmmu.kernels.step import FusedKernel, LaneState, StepSpec
+from kvmmu.kernels.step import FusedKernel
 from kvmmu.policies.base import is_count
-from kvmmu.slots.fused import lane_state, step_spec
+from kvmmu.slots.fused import FusedLayer
 from kvmmu.slots.integrity import check_lanes
 from kvmmu.slots.mmu import KVMMU
 from kvmmu.slots.settings import CacheOptions
@@ -63,9 +64,8 @@ class LanePool:
                 "positions must be 'original' for a model without rotary positions, got 'in_cache'"
             )
         turns = rotary if is_renumbered and rotary else [None] * shape.num_layers
-        self._fused = self._resolve_fused(fused)
         with torch.inference_mode(mode=False):
-            self._allocate(turns)
+            self._allocate(turns, self._resolve_fused(fused))
         self._free = list(range(num_lanes))
         self._claimed: set[int] = set()
         self._pointers = [tensor.data_ptr() for tensor in self._tensors()]
@@ -84,10 +84,11 @@ class LanePool:
             )
         return dispatch.resolve_fused(name, device)
 
-    def _allocate(self, rotary: Sequence[Rotary | None]) -> None:
+    def _allocate(self, rotary: Sequence[Rotary | None], fused: FusedKernel | None) -> None:
         """Make every layer's KV-MMU, the lanes' views of it, and what fused kernels take."""
         options, shape, B, device = self.settings, self.shape, self.num_lanes, self.shape.device
         kernel = dispatch.resolve(options.kernel or _FASTEST.get(device.type))
+        kernel = replace(kernel, fused=fused)  # one for all, a chunk of one token included
         specs = options.layer_specs(shape)
         try:
             self.mmus = [
@@ -110,14 +111,9 @@ class LanePool:
             ) from None
         self._views = [[mmu.lane(b) for b in range(B)] for mmu in self.mmus]
         self._ids = torch.arange(B, dtype=torch.int32, device=device)
-        self._states: list[LaneState] = []
-        self._specs: list[StepSpec] = []
-        if self._fused is not None:
-            shape_of_victims = (B, shape.num_kv_heads)
-            for mmu in self.mmus:
-                victims = torch.zeros(shape_of_victims, dtype=torch.int32, device=device)
-                self._states.append(lane_state(mmu, victims))
-                self._specs.append(step_spec(mmu, self.scale))
+        self._fused: list[FusedLayer] = []
+        if fused is not None:
+            self._fused = [FusedLayer.of(mmu, self.scale) for mmu in self.mmus]
             self._refresh(self._ids)
 
     # Lanes ------------------------------------------------------------------------------------
@@ -140,7 +136,7 @@ class LanePool:
     @property
     def is_fused(self) -> bool:
         """Tell whether decode is one fused kernel a layer."""
-        return self._fused is not None
+        return bool(self._fused)
 
     def claim(self) -> int | None:
         """Take the lowest free lane, None if there is none."""
@@ -165,9 +161,8 @@ class LanePool:
 
     def _refresh(self, lanes: Tensor) -> None:
         """Find the next victims of lanes int32 [N] that were filled or cleared, in all layers."""
-        if self._fused is not None:
-            for state, spec in zip(self._states, self._specs, strict=True):
-                self._fused.refresh(lanes, state, spec)
+        for layer in self._fused:
+            layer.refresh(lanes)
 
     # Tokens -----------------------------------------------------------------------------------
 
@@ -179,11 +174,9 @@ class LanePool:
         lanes int32 [N] are different, -1 = no token in this row, whose output is 0; at int32 [N]
         are the tokens' logical positions, the number of tokens that each lane has seen.
         """
-        if self._fused is None:
-            return self._decode(layer, q, k, v, lanes)
-        out = q.new_empty(q.shape)  # contiguous, whatever the strides of q
-        self._fused.step(q, k, v, lanes, at, self._states[layer], self._specs[layer], out)
-        return out
+        if self._fused:
+            return self._fused[layer].step(q, k, v, lanes, at)
+        return self._decode(layer, q, k, v, lanes)
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, lanes: Tensor) -> Tensor:
         """Decode all lanes by the KV-MMU, those without a token masked."""
@@ -208,15 +201,15 @@ class LanePool:
         """
         T = q.shape[0]
         ids = self._ids[lane : lane + 1]
-        if T == 1 and self._fused is not None:
-            at = self._states[layer].num_seen[lane : lane + 1].clone()
+        if T == 1 and self._fused:
+            at = self.mmus[layer].table.num_seen[lane : lane + 1].clone()
             return self.decode(layer, q, k, v, ids, at)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1,H,T,D]
         index = torch.zeros(1, T, dtype=torch.int64, device=q.device)
         view = self._views[layer][lane]
         out = view.forward(q, k, v, None, scale=self.scale, start=start, index=index)
-        if self._fused is not None:
-            self._fused.refresh(ids, self._states[layer], self._specs[layer])
+        if self._fused:
+            self._fused[layer].refresh(ids)
         return out[0].transpose(0, 1)
 
     # What it holds ----------------------------------------------------------------------------
@@ -248,7 +241,7 @@ class LanePool:
 
     def _tensors(self) -> list[Tensor]:
         held = [tensor for mmu in self.mmus for tensor in mmu.tensors().values()]
-        return [*held, *(state.victims for state in self._states)]
+        return [*held, *(layer.state.victims for layer in self._fused)]
 
     def _lane_tensors(self, lane: int) -> dict[str, Tensor]:
         """Name the persistent tensors of one lane, layer by layer; they are views."""
