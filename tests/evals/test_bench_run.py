@@ -174,7 +174,9 @@ def test_a_cap_gives_tokens_per_second_and_refuses_missing_tokens(model, tmp_pat
     work = Capped(num_requests=3, prompt=10, new_tokens=5, num_slots=8)
     job = bench(model, tmp_path, fake("one"), fake("less", missing=1), caps=(64,), capped=work)
     (cap,) = run(job)["capped"]["caps"]
-    assert cap["rows"][0]["tokens_per_s"] > 0
+    low, high = cap["rows"][0]["range_tokens_per_s"]
+    assert 0 < low <= cap["rows"][0]["tokens_per_s"] <= high
+    assert cap["rows"][0]["num_rounds"] == 2
     assert cap["rows"][1]["reason"] == "gave 14 of 15 tokens"
 
 

@@ -32,6 +32,7 @@ def run(*args):
         (["--policy", "rec"], "did you mean 'rce'"),
         (["--baselines", "vllm"], "unknown candidate 'vllm'"),
         (["--ours", "none", "--baselines", "none"], "must name at least one"),
+        (["--quick", "--caps", "none"], "--caps must be left out with --quick"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--turn-s", "0"], "--turn-s must exceed 0"),
         (["--peer-python", "vllm=/bin/sh"], "unknown peer 'vllm'"),

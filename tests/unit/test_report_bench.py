@@ -38,6 +38,7 @@ def result():
     }  # fmt: skip
     served = {
         "candidate": "engine", "precision": "fp32", "status": "ok", "tokens_per_s": 200.4,
+        "range_tokens_per_s": [190.2, 211.0], "num_rounds": 3,
         "most_users": 6, "growth_bytes": 4e7, "taken": 0.0,
     }  # fmt: skip
     capped = {

@@ -52,7 +52,25 @@ Threads = Annotated[int | None, typer.Option(help="Threads of all (default: one 
 MaxPrefillS = Annotated[
     float, typer.Option(help="Skip a point whose prefill is known to take longer (said so).")
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="One small point, no caps: a minute or two.")]
+Quick = Annotated[bool, typer.Option("--quick", help="One small point, no caps: some minutes.")]
+
+
+_GRID = {
+    "contexts": "1024,4096,16384,32768",
+    "batch_sizes": "1,8,16",
+    "num_slots": "512,1024",
+    "caps": "3200,1536",
+}
+
+
+def _check_quick(**given: str) -> None:
+    """Raise ValueError for a part of the grid that --quick would ignore."""
+    for name, value in given.items():
+        if value != _GRID[name]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} must be left out with --quick, which sets it, got {value!r}"
+            )
 
 
 def bench(
@@ -60,11 +78,11 @@ def bench(
     *,
     baselines: Baselines = None,
     ours: Ours = None,
-    contexts: Contexts = "1024,4096,16384,32768",
-    batch_sizes: Batches = "1,8,16",
-    num_slots: Slots = "512,1024",
+    contexts: Contexts = _GRID["contexts"],
+    batch_sizes: Batches = _GRID["batch_sizes"],
+    num_slots: Slots = _GRID["num_slots"],
     policy: Policy = "rce",
-    caps: Caps = "3200,1536",
+    caps: Caps = _GRID["caps"],
     peer_python: PeerPython = None,
     output: Output = Path("kvmmu-bench"),
     convert_dir: ConvertDir = None,
@@ -88,6 +106,7 @@ def bench(
     needs optimum-intel for the conversion, llama.cpp's the gguf package.
     """
     if quick:
+        _check_quick(contexts=contexts, batch_sizes=batch_sizes, num_slots=num_slots, caps=caps)
         contexts, batch_sizes, num_slots, caps = "1024", "1", "256", "none"
         rounds, turn_s = min(rounds, 5), min(turn_s, 0.2)
     where = (convert_dir or CACHE_DIR).expanduser()

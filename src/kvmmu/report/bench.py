@@ -16,7 +16,7 @@ _COLUMNS = (
     "candidate", "tok/s", "ms a\nstep", "quartiles", "x\nlimit", "prefill\ntok/s", "TTFT\ns",
     "grows\nMB", "KV\nMB", "ours is",
 )  # fmt: skip
-_CAP_COLUMNS = ("candidate", "cap,\ntokens", "tok/s", "users\nat once", "grows\nMB")
+_CAP_COLUMNS = ("candidate", "cap,\ntokens", "tok/s", "range", "users\nat once", "grows\nMB")
 DISTURBED = 0.2
 EXACT = "transformers-dynamic"
 OURS = ("engine", "library")
@@ -71,6 +71,7 @@ def cap_cells(cap: Row, row: Row) -> list[str]:
         f"{row['candidate']}, {row['precision']}",
         f"{cap['cap_tokens']:,}" if cap["cap_tokens"] else "none",
         f"{row['tokens_per_s']:.0f}",
+        "-".join(f"{x:.0f}" for x in row["range_tokens_per_s"]),
         "-" if users is None else f"{users}",
         f"{row['growth_bytes'] / 1e6:,.0f}",
     ]

@@ -6,6 +6,7 @@ Loaded by file by peers/child.py, whose docstring is the contract of Peer. Setti
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ __all__ = ["Peer"]
 
 
 class Peer:
-    """An engine whose lanes are made anew by `clear`; the model is loaded once."""
+    """An engine that is made anew for each batch of prompts; the model is loaded once."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """Load the model."""
@@ -39,7 +40,8 @@ class Peer:
             "weight_bytes": self._model.weight_nbytes,
             "fans_out": False,
         }
-        self._open(max(1, settings["max_batch"]))
+        self._engine: Engine | None = None
+        self._made: dict[str, list[int]] = {}
 
     def _open(self, num_lanes: int) -> None:
         """Make an engine of `num_lanes` lanes."""
@@ -49,7 +51,6 @@ class Peer:
             policy=self._policy(),
         )
         self._engine = Engine(self._model, lanes)
-        self._made: dict[str, list[int]] = {}
 
     def _policy(self) -> Policy:
         """Make the policy of the settings."""
@@ -58,19 +59,18 @@ class Peer:
         return made
 
     def clear(self) -> None:
-        """End all requests; their lanes are free."""
-        for name in self._made:
-            self._engine.cancel(name)
-        while self._engine.has_work:
-            self._engine.step()
-        self._made = {}
+        """Drop the engine and its lanes: the next prompt's growth then counts them."""
+        self._engine, self._made = None, {}
+        gc.collect()
 
     def _add(self, prompt: list[int], count: int) -> None:
+        assert self._engine is not None
         params = SamplingParams(max_new_tokens=count, ignore_eos=True)
         self._made[self._engine.add(prompt, params)] = []
 
     def _step(self) -> None:
         """Take one step and collect what it made. Raises RuntimeError for a request's error."""
+        assert self._engine is not None
         for output in self._engine.step():
             if output.error:
                 raise RuntimeError(output.error)
@@ -79,6 +79,7 @@ class Peer:
     def prefill(self, prompts: list[list[int]]) -> list[int]:
         """Read the prompts until every row has its first token."""
         self.clear()
+        self._open(max(1, self.settings["max_batch"]))
         for prompt in prompts:
             self._add(prompt, max(1024, self.settings["context"] - len(prompt)))
         while not all(self._made.values()):
@@ -101,7 +102,7 @@ class Peer:
 
     def kv_bytes(self) -> int | None:
         """Count the bytes of K and V of all lanes."""
-        return int(self._engine.stats().kv_nbytes)
+        return None if self._engine is None else int(self._engine.stats().kv_nbytes)
 
     def serve(
         self, prompts: list[list[int]], new_tokens: int, cap_tokens: int | None
@@ -116,6 +117,7 @@ class Peer:
         self._open(lanes)
         for prompt in prompts:
             self._add(prompt, new_tokens)
+        assert self._engine is not None
         while self._engine.has_work:
             self._step()
         return {"num_tokens": sum(len(m) for m in self._made.values()), "most_users": lanes}
