@@ -526,6 +526,13 @@ def test_shipped_model_loads_by_name():
     assert shipped_in_transformers().config.vocab_size == made.model.config.vocab_size
 
 
+def test_only_what_is_here_can_be_loaded():
+    with pytest.raises(ValueError, match=r"a local folder, got 'meta/llama'"):
+        Engine.load("meta/llama", 32)
+    with pytest.raises(ValueError, match="device must be one that torch has here, got 'xpu'"):
+        Engine.load(SHIPPED, 32, device="xpu")
+
+
 @pytest.mark.parametrize(
     "options",
     [

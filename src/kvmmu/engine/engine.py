@@ -95,7 +95,7 @@ class Engine:
                 num_lanes=8 if num_lanes is None else num_lanes,
                 policy="rce" if policy is None else policy,
             )
-        path = model_path(model)
+        path = model_path(model, is_local=True)
         transformer = Transformer.load(
             path,
             dtype=dtype,

@@ -15,6 +15,7 @@ from kvmmu.engine.native import NativeLayers, most_rows
 from kvmmu.engine.rope import Rotation, frequencies
 from kvmmu.engine.tensors import Weights
 from kvmmu.engine.weights import WEIGHT_FORMS, WeightForm, load_weights, random_weights
+from kvmmu.kernels.dispatch import usable_device
 
 __all__ = ["Attention", "Transformer"]
 
@@ -77,7 +78,7 @@ class Transformer:
         """
         config = ModelConfig.from_folder(path)
         kind = _checked(dtype, weights, num_threads)
-        loaded = load_weights(path, config, dtype=kind, form=weights, device=torch.device(device))
+        loaded = load_weights(path, config, dtype=kind, form=weights, device=usable_device(device))
         return cls(config, loaded, positions=positions, backend=backend)
 
     @classmethod
@@ -95,7 +96,7 @@ class Transformer:
     ) -> Transformer:
         """Make a model of random weights, to measure with; as load otherwise."""
         kind = _checked(dtype, weights, num_threads)
-        made = random_weights(config, seed, dtype=kind, form=weights, device=torch.device(device))
+        made = random_weights(config, seed, dtype=kind, form=weights, device=usable_device(device))
         return cls(config, made, positions=positions, backend=backend)
 
     @property

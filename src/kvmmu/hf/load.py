@@ -16,6 +16,7 @@ from kvmmu.codecs.base import Codec
 from kvmmu.hf.cache import SlotCache
 from kvmmu.hf.lm import LM
 from kvmmu.hf.support import describe
+from kvmmu.kernels.dispatch import usable_device
 from kvmmu.policies.base import POLICIES, Policy
 from kvmmu.slots.settings import CacheOptions, Granularity, Positions
 
@@ -30,10 +31,11 @@ def list_models() -> list[str]:
     return sorted(p.parent.name for p in _SHIPPED.glob("*/config.json"))
 
 
-def model_path(name: str | os.PathLike[str]) -> str:
+def model_path(name: str | os.PathLike[str], *, is_local: bool = False) -> str:
     """Return the folder of a shipped model or a local one, else the hub name unchanged.
 
-    Raises ValueError for what can be neither: it names the shipped models.
+    Raises ValueError for what can be neither, or for a hub name if it must be local: it names the
+    shipped models.
     """
     text = os.fspath(name)
     if text in list_models():
@@ -42,12 +44,10 @@ def model_path(name: str | os.PathLike[str]) -> str:
         return text
     if Path(text).exists():
         raise ValueError(f"model folder must hold a config.json, got {text!r} without one")
-    if text.count("/") != 1:
+    if text.count("/") != 1 or is_local:
         known = ", ".join(list_models())
-        raise ValueError(
-            f"model must be a shipped one ({known}), a local folder or a hub name 'owner/name', "
-            f"got {text!r}"
-        )
+        kinds = "or a local folder" if is_local else "a local folder or a hub name 'owner/name'"
+        raise ValueError(f"model must be a shipped one ({known}), {kinds}, got {text!r}")
     return text
 
 
@@ -93,7 +93,7 @@ def load(
         "allow_extrapolation": allow_extrapolation,
     }
     _check_options(num_slots, compression, parts)
-    kind, place = _dtype(dtype), _device(device)
+    kind, place = _dtype(dtype), usable_device(device)
     path = model_path(name)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True)
     tokenizer = load_tokenizer(path)
@@ -140,13 +140,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(name, str) or name not in _DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     return _DTYPES[name]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """Return a device that torch has here. Raises ValueError for another one."""
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"device must be one that torch has here, got {str(device)!r}; try 'cpu'"
-        ) from error

@@ -15,7 +15,7 @@ from kvmmu.kernels.contract import Kernel
 from kvmmu.kernels.step import FusedKernel
 from kvmmu.registry import unknown_name
 
-__all__ = ["available", "resolve", "resolve_fused"]
+__all__ = ["available", "resolve", "resolve_fused", "usable_device"]
 
 _KERNELS = ("cpu", "reference")
 
@@ -92,3 +92,13 @@ def resolve_fused(name: str | None, device: torch.device | str) -> FusedKernel:
             "elsewhere it runs with TRITON_INTERPRET=1 only"
         )
     return cast(FusedKernel, importlib.import_module(f"kvmmu.kernels.{_FUSED[name]}"))
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that torch has here. Raises ValueError for another one."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, got {str(device)!r}; try 'cpu'"
+        ) from error
