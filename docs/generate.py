@@ -34,6 +34,7 @@ import typer.main
 import worked_example
 
 from kvmmu.cli import app
+from kvmmu.engine.families import FAMILIES as ENGINE
 from kvmmu.evals.tasks.base import TASKS
 from kvmmu.hf.families import FAMILIES
 from kvmmu.policies.base import POLICIES, Policy
@@ -269,10 +270,12 @@ def models_page() -> str:
         For each of these a model with random weights is compared with the full cache: same token
         ids and logits within 1e-5 (fp32) through `generate()`, for a left-padded batch, with the
         prompt whole, in chunks and token by token. *in cache* tells whether
-        `positions="in_cache"`, for texts without end, is right too.
+        `positions="in_cache"`, for texts without end, is right too; *engine* whether the
+        [engine](engine.md#models), which has a forward of its own, takes the family as well.
         """
     exact = [
-        f"| `{f.model_type}` | {'yes' if f.in_cache else 'refused'} | {f.note} |"
+        f"| `{f.model_type}` | {'yes' if f.model_type in ENGINE else 'refused'} "
+        f"| {'yes' if f.in_cache else 'refused'} | {f.note} |"
         for f in FAMILIES
         if f.status == "exact"
     ]
@@ -318,7 +321,13 @@ def models_page() -> str:
         """
     return _page(
         intro,
-        "\n".join(["| model type | in cache | what the tests cover |", "|---|---|---|", *exact]),
+        "\n".join(
+            [
+                "| model type | engine | in cache | what the tests cover |",
+                "|---|---|---|---|",
+                *exact,
+            ]
+        ),
         "## Refused, by test",
         "\n".join(["| model type | reason |", "|---|---|", *refused]),
         others,
