@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from engine_models import tiny
 from torch import Tensor
 
 from kvmmu.engine.cuda_graph import CapturedStep
+from kvmmu.engine.engine import Engine
+from kvmmu.engine.lane_class import LaneClass
+from kvmmu.engine.request import SamplingParams
+from kvmmu.engine.step import captured_decode
 
 
 class Rerun:
@@ -95,3 +100,33 @@ def test_output_must_have_the_rows():
 def test_a_cpu_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"must be cuda, got 'cpu'; run the step as it is there$"):
         CapturedStep(lambda t, p, b: t, num_rows=2, device="cpu")
+
+
+@pytest.mark.parametrize("mode", ["fast", "reference"])
+def test_engine_that_replays_gives_the_tokens_of_one_that_does_not(mode):
+    classes = [LaneClass("a", 12, 3), LaneClass("b", 16, 2, "h2o", granularity="layer")]
+    plain, replays = (Engine(tiny(), classes, mode=mode) for _ in range(2))
+    assert not plain._loop.captured  # on a CPU nothing is
+    graphs: list[Rerun] = []
+
+    def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[Rerun, Tensor]:
+        graphs.append(Rerun(run))
+        return graphs[-1], graphs[-1].out
+
+    loop = replays._loop
+    loop.captured = {
+        name: captured_decode(loop.model, pool, capture) for name, pool in loop.pools.items()
+    }
+    found = []
+    for made in (plain, replays):
+        for n, name in ((30, "a"), (5, "b"), (9, "a"), (2, "a"), (17, "a"), (6, "b")):
+            prompt = torch.randint(50, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+            made.add(prompt, SamplingParams(max_new_tokens=n + 3), lane_class=name)
+        tokens: dict[str, list[int]] = {}
+        while made.has_work:
+            for output in made.step():
+                tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            made.check_integrity()
+        found.append(list(tokens.values()))
+    assert found[0] == found[1]
+    assert all(graph.replays > 5 for graph in graphs)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kvmmu.engine.cuda_graph import CapturedStep
 from kvmmu.engine.lane_class import LaneClass
 from kvmmu.engine.model import Transformer
 from kvmmu.engine.request import Finish, Output, Request
 from kvmmu.engine.sampler import Draw, RowState, sample
 from kvmmu.engine.scheduler import Plan, Scheduler, Track
-from kvmmu.engine.step import Mode, run
+from kvmmu.engine.step import Mode, captured_decode, run
 from kvmmu.engine.text import Decode, TextStream
 
 __all__ = ["EngineStats", "Loop"]
@@ -54,6 +55,10 @@ class Loop:
     ) -> None:
         self.model, self.mode = model, mode
         self.pools = {one.name: one.make_pool(model) for one in classes}
+        self.captured: dict[str, CapturedStep] = {}
+        if model.device.type == "cuda":
+            fused = {name: pool for name, pool in self.pools.items() if pool.is_fused}
+            self.captured = {name: captured_decode(model, pool) for name, pool in fused.items()}
         self.scheduler = Scheduler(self.pools, token_budget=token_budget, max_waiting=max_waiting)
         self.tracks: dict[str, Track] = {}
         self.outbox: list[Output] = []
@@ -91,7 +96,7 @@ class Loop:
         try:
             drawn = [
                 (track, draw)
-                for logits, tracks in run(self.model, self.pools, plan, self.mode)
+                for logits, tracks in run(self.model, self.pools, plan, self.mode, self.captured)
                 if tracks
                 for track, draw in zip(tracks, sample(logits, [t.row for t in tracks]), strict=True)
             ]

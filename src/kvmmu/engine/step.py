@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvmmu.engine.cuda_graph import Capture, CapturedStep
 from kvmmu.engine.model import Transformer
 from kvmmu.engine.scheduler import Chunk, Plan, Track
 from kvmmu.slots.pool import LanePool
 
-__all__ = ["Mode", "run"]
+__all__ = ["Mode", "captured_decode", "run"]
 
 Mode = Literal["fast", "reference"]
 
@@ -45,21 +46,53 @@ class _Part:
 
 
 def run(
-    model: Transformer, pools: Mapping[str, LanePool], plan: Plan, mode: Mode
+    model: Transformer,
+    pools: Mapping[str, LanePool],
+    plan: Plan,
+    mode: Mode,
+    captured: Mapping[str, CapturedStep],
 ) -> list[tuple[Tensor, list[Track]]]:
     """Run a plan. -> for each forward logits float32 [R,V] and the R requests they belong to.
 
     In mode "fast" all rows share one forward. In mode "reference" each class decodes at its full
-    lane count, row i being lane i, and each chunk of T has a forward of its own.
+    lane count, row i being lane i, and each chunk of T has a forward of its own. In either, a
+    class whose decode was captured replays it, at its full lane count.
     """
     owned = [(pools[c.track.request.lane_class], c) for c in plan.chunks]
+    line_up = _packed if mode == "fast" else _whole
+    decodes = {name: line_up(pools[name], tracks) for name, tracks in plan.decodes.items()}
+    made = [_replay(captured[name], part) for name, part in decodes.items() if name in captured]
+    parts = [part for name, part in decodes.items() if name not in captured]
     if mode == "fast":
-        parts = [_packed(pools[name], tracks) for name, tracks in plan.decodes.items()]
         forwards = [parts + [_chunk(pool, c) for pool, c in owned]]
     else:
-        forwards = [[_whole(pools[name], tracks)] for name, tracks in plan.decodes.items()]
+        forwards = [[part] for part in parts]
         forwards += [[_chunk(pool, x)] for pool, c in owned for x in _cut(pool, c)]
-    return [_forward(model, parts) for parts in forwards if parts]
+    return made + [_forward(model, parts) for parts in forwards if parts]
+
+
+def captured_decode(
+    model: Transformer, pool: LanePool, capture: Capture | None = None
+) -> CapturedStep:
+    """Capture the decode step of a pool of lanes, which must be fused. Raises as CapturedStep."""
+
+    def step(tokens: Tensor, places: Tensor, lanes: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return pool.decode(layer, q, k, v, lanes, places)
+
+        return model.forward(tokens, places, attend)
+
+    return CapturedStep(step, num_rows=pool.num_lanes, device=model.device, capture=capture)
+
+
+def _replay(step: CapturedStep, part: _Part) -> tuple[Tensor, list[Track]]:
+    """Replay a captured decode. -> logits [R,V] and whose they are."""
+    tokens = torch.tensor(part.token_ids)
+    cpu = tokens.device
+    logits = step(tokens, _int32(part.places, cpu), _int32(part.lanes, cpu))
+    if len(part.wants) < len(part.tracks):
+        logits = logits[torch.tensor(part.wants, device=logits.device)]
+    return logits, [track for track in part.tracks if track is not None]
 
 
 def _cut(pool: LanePool, chunk: Chunk) -> list[Chunk]:

@@ -15,7 +15,7 @@ from kvmmu.kernels.contract import Kernel
 from kvmmu.kernels.step import FusedKernel
 from kvmmu.registry import unknown_name
 
-__all__ = ["available", "resolve", "resolve_fused", "usable_device"]
+__all__ = ["available", "fastest", "resolve", "resolve_fused", "usable_device"]
 
 _KERNELS = ("cpu", "reference")
 
@@ -37,6 +37,12 @@ def available(device: torch.device | str = "cpu") -> list[str]:
     here = kind == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     more = ["native"] if kind == "cpu" else []
     return sorted([*_KERNELS, *more, *(["triton"] if here and _why_no_triton() is None else [])])
+
+
+def fastest(device: torch.device | str) -> str:
+    """Name the fastest kernel that runs on a device: "cpu", plain PyTorch, if there is no other."""
+    name = {"cpu": "native", "cuda": "triton"}.get(torch.device(device).type, "cpu")
+    return name if name in available(device) else "cpu"
 
 
 def _why_no_triton() -> str | None:

@@ -32,9 +32,6 @@ from kvmmu.slots.spec import ModelShape, Rotary
 
 __all__ = ["LanePool"]
 
-_FASTEST = {"cpu": "native", "cuda": "triton"}
-"""The kernel of prompts and of unfused steps, by device, where the settings name none."""
-
 
 class LanePool:
     """Hold `num_lanes` lanes of C slots in every layer of a model, allocated once.
@@ -75,7 +72,7 @@ class LanePool:
         options, device = self.settings, self.shape.device
         fits = options.policy.step_rule is not None and options.codec.name == "plain"
         fits = fits and options.positions == "original"
-        if name == "off" or (name is None and not (fits and device.type in _FASTEST)):
+        if name == "off" or (name is None and not (fits and dispatch.fastest(device) != "cpu")):
             return None
         if not fits:
             raise ValueError(
@@ -87,7 +84,7 @@ class LanePool:
     def _allocate(self, rotary: Sequence[Rotary | None], fused: FusedKernel | None) -> None:
         """Make every layer's KV-MMU, the lanes' views of it, and what fused kernels take."""
         options, shape, B, device = self.settings, self.shape, self.num_lanes, self.shape.device
-        kernel = dispatch.resolve(options.kernel or _FASTEST.get(device.type))
+        kernel = dispatch.resolve(options.kernel or dispatch.fastest(device))
         kernel = replace(kernel, fused=fused)  # one for all, a chunk of one token included
         specs = options.layer_specs(shape)
         try:
