@@ -11,6 +11,7 @@ In any page, README.md included:
     <!-- table: 1m/headline -->  ...  <!-- end -->    a table of an evaluation (result_tables.py)
     <!-- table: accelerator/claim -->  ...  <!-- end -->    one of accelerator_results.py
     <!-- table: rtl/costs -->  ...  <!-- end -->           one of rtl_results.py
+    <!-- table: bench/caps -->  ...  <!-- end -->          a run of bench_results.py
 
 tests/unit/test_docs.py and tests/examples fail when a page is stale.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import accelerator_results
+import bench_results
 import result_tables
 import rtl_results
 import typer.main
@@ -469,6 +471,8 @@ def _table(name: str) -> str:
     folder, _, rest = name.partition("/")
     if folder == "accelerator":
         return accelerator_results.TABLES[rest]()
+    if folder == "bench":
+        return bench_results.table(rest)
     if folder == "rtl":
         return rtl_results.TABLES[rest]()
     return result_tables.table(name)

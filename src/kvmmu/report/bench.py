@@ -9,7 +9,14 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-__all__ = ["bench_notes", "cap_table", "markdown", "point_tables", "write_bench"]
+__all__ = [
+    "bench_notes",
+    "cap_table",
+    "markdown",
+    "point_tables",
+    "tables_markdown",
+    "write_bench",
+]
 
 Row = Mapping[str, Any]
 _COLUMNS = (
@@ -189,7 +196,17 @@ def markdown(result: Row) -> str:
         f"{host['cpu']}, {host['threads']} threads, torch {host['torch']}; policy "
         f"{result['policy']}. Medians of alternated rounds; x limit: step time over (weights "
         "+ K and V that a step must read) at the read bandwidth measured in the same rounds.",
+        tables_markdown(result),
     ]
+    notes = bench_notes(result)
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables_markdown(result: Row) -> str:
+    """Write the tables alone, a heading each."""
+    parts: list[str] = []
     for group in _groups(result):
         heads = [*_COLUMNS[:-1], f"{reference_of(group) or 'ours'} is"]
         rows = [cells(row, reference_of(group)) for row in _fine(group["rows"])]
@@ -198,10 +215,7 @@ def markdown(result: Row) -> str:
     if caps:
         table = cap_table(result)
         parts += [f"## {table.title if table else ''}", _markdown_table(_CAP_COLUMNS, caps)]
-    notes = bench_notes(result)
-    if notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _markdown_table(heads: list[str] | tuple[str, ...], rows: list[list[str]]) -> str:

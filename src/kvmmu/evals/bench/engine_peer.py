@@ -78,7 +78,8 @@ class Peer:
 
     def prefill(self, prompts: list[list[int]]) -> list[int]:
         """Read the prompts until every row has its first token."""
-        self.clear()
+        if self._engine is not None:
+            self.clear()
         self._open(max(1, self.settings["max_batch"]))
         for prompt in prompts:
             self._add(prompt, max(1024, self.settings["context"] - len(prompt)))
