@@ -19,11 +19,11 @@
 Each kernel is compiled when it is first called with new types, some seconds each, and kept in
 numba's cache for later processes.
 
-Two pools of threads. numba's (OpenMP's, where it finds libgomp) is not PyTorch's, and after a
-parallel loop the threads of either spin for a while, on the cores that the other then needs: on
-two cores about 40 us are lost at each change from one to the other. So between native calls of a
-step nothing may run that PyTorch makes parallel; its operators on a few rows (below about 32,768
-numbers) are not.
+Threads. numba's OpenMP layer binds to the libgomp that PyTorch loaded, where PyTorch came with one,
+and sets its number of threads once (threads.py puts it back). Even so, on two cores about 40 us are
+lost at each change between a native call and an operator that PyTorch makes parallel; the cause was
+not found. So between native calls of a step nothing may run that PyTorch makes parallel; its
+operators on a few rows (below about 32,768 numbers) are not.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _weigh_rows: Any = weigh_rows  # numba's dispatcher, which takes any arguments
 _KINDS = {"mass": SUM, "max": MAX, "newest": MEAN, "last": MEAN, "last_sq": SQUARE}
 _MOST_PLANES = len(_KINDS)
 _BLOCK_LOGITS = 1 << 21
-"""Logits of one block: 8 MiB. Fewer blocks change less often between two pools of threads."""
+"""Logits of one block: 8 MiB. Fewer blocks change less often between native calls and products."""
 _NUM_SHARES = 4
 """Into how many parts a KV head's queries are cut."""
 
